@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Drops: skb:kfree_skb (net/core/skbuff.c). Its arguments are skb and location, with a reason from 5.17 on. */
+#include "vmlinux.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include "skb.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Set before loading, from the tracepoint's type in the kernel's BTF. */
+const volatile bool has_drop_reason = false;
+
+/* Bit n: reason n is never a fault (the packet was consumed, or belongs to somebody else). */
+#define REASON_WORDS 8
+const volatile __u64 ignored_reasons[REASON_WORDS] = {};
+
+/* bpf2go makes the Go types of the ABI from this. */
+const struct event_conntrack *abi_event __attribute__((unused));
+const enum event_flag *abi_flag __attribute__((unused));
+const enum loss *abi_loss __attribute__((unused));
+const enum hook *abi_hook __attribute__((unused));
+
+SEC("tp_btf/kfree_skb")
+int trace_drop(__u64 *ctx)
+{
+	const struct sk_buff *skb = (const struct sk_buff *)ctx[0];
+	struct observation seen = { .hook = HOOK_DROP };
+	struct headers h = {};
+
+	if (has_drop_reason) {
+		__u32 reason = ctx[2];
+		__u32 word = reason / 64;
+
+		if (word < REASON_WORDS && ignored_reasons[word & (REASON_WORDS - 1)] & (1ULL << (reason % 64)))
+			return 0;
+		seen.reason = reason;
+	}
+	if (!skb)
+		return 0;
+	seen.symbol = ctx[1];
+	if (!find_headers(&h, skb, false) && !find_headers(&h, skb, true))
+		return 0;
+	return emit_skb(&seen, skb, &h);
+}

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* The one ABI between kernel and user space: what a ring buffer record holds.
+ * bpf2go makes the Go types from it; internal/probe's layout test compares both.
+ * Padding is explicit. Numbers are in host byte order, addresses in network order. */
+#ifndef REPLYPATH_EVENT_H
+#define REPLYPATH_EVENT_H
+
+/* Hooks, one per tracepoint. Same numbers as trace.Hook. */
+enum hook {
+	HOOK_DROP = 1,
+	HOOK_RECEIVE = 2,
+	HOOK_TRANSMIT = 3,
+	HOOK_ROUTE_MISS4 = 4,
+	HOOK_ROUTE_MISS6 = 5,
+	HOOK_SOCKET_STATE = 6,
+	HOOK_RETRANSMIT = 7,
+	HOOK_RETRANSMIT_SYNACK = 8,
+	HOOK_RESET_SENT = 9,
+	HOOK_RESET_RECEIVED = 10,
+	HOOK_NEIGHBOR_FAILED = 11,
+	HOOK_ICMP_SENT = 12,
+};
+
+/* Bits of event.flags. */
+enum event_flag {
+	EVENT_HAS_ROUTE = 1,     /* skb_dst(skb) is set */
+	EVENT_FRAGMENT = 2,      /* not the first fragment: no ports, no TCP header */
+	EVENT_HAS_CONNTRACK = 4, /* struct conntrack follows */
+	EVENT_SHORT = 8,         /* the packet ends within its transport header */
+	EVENT_INNER = 16,        /* an ICMP error; tuple and TCP fields are those of the packet that it is about */
+	EVENT_OTHERHOST = 32,    /* addressed to another MAC: bridged, or flooded here */
+};
+
+/* Causes of loss, indices of the map "losses". Same order as probe.LossCauses. */
+enum loss {
+	LOSS_RING_FULL = 0,  /* no room in the ring buffer: an event was not delivered */
+	LOSS_NOT_LINEAR = 1, /* headers are not in the skb's linear part: packet not looked at */
+	LOSS_MAX = 2,
+};
+
+struct tuple {
+	__u8 saddr[16]; /* IPv4 in the first four bytes */
+	__u8 daddr[16];
+	__u16 sport;
+	__u16 dport;
+	__u8 family; /* AF_INET, AF_INET6; 0: not IP */
+	__u8 protocol;
+	__u8 pad[2];
+};
+
+/* The tuples of skb->_nfct. */
+struct conntrack {
+	struct tuple original;
+	struct tuple reply;
+};
+
+struct event {
+	__u64 time; /* CLOCK_MONOTONIC, nanoseconds */
+	__u64 skb;
+	__u64 symbol; /* drop: address in the function that dropped */
+	__u64 input;  /* dst->input */
+	__u32 netns;  /* inode of the network namespace; 0: unknown */
+	__u32 ifindex;
+	__u32 in_ifindex;  /* skb->skb_iif */
+	__u32 out_ifindex; /* dst->dev */
+	__u32 seq;
+	__u32 ack;
+	__u32 mark;
+	__s32 reason; /* drop or reset reason; IPv4 route miss: -errno; IPv6: enum RTN_* */
+	__u32 table;  /* route miss */
+	__u32 pid;    /* socket state only, where the kernel is in process context */
+	__u32 pgid;
+	__u16 hook;
+	__u8 tcp_flags;
+	__u8 flags;
+	__u8 old_state;
+	__u8 new_state;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 source_mac[6];
+	__u8 ct_info; /* enum ip_conntrack_info */
+	__u8 pad;
+	struct tuple tuple; /* the packet; sockets: local to remote; neighbour: daddr is the next hop */
+	char device[16];
+	char comm[16];
+	__u32 pad2;
+};
+
+/* The second form of a record: with conntrack's tuples. */
+struct event_conntrack {
+	struct event event;
+	struct conntrack conntrack;
+};
+
+#endif

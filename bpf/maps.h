@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Maps and constants that every family shares. User space creates each map
+ * once and hands it to all objects. */
+#ifndef REPLYPATH_MAPS_H
+#define REPLYPATH_MAPS_H
+
+#include "event.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 8 << 20);
+} events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, LOSS_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} losses SEC(".maps");
+
+/* The handshake packet that this CPU received last: a route lookup that fails
+ * within its processing has no namespace of its own to tell. */
+struct last_packet {
+	struct tuple tuple;
+	__u64 time; /* CLOCK_MONOTONIC, nanoseconds */
+	__u64 skb;
+	__u32 netns;
+	__u32 ifindex;
+	__u32 seq;
+	__u32 ack;
+	__u8 tcp_flags;
+	__u8 pad[7];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct last_packet);
+} last_packets SEC(".maps");
+
+static __always_inline void count_loss(__u32 cause)
+{
+	__u64 *n = bpf_map_lookup_elem(&losses, &cause);
+
+	if (n)
+		*n += 1;
+}
+
+/* No wakeup per event: the reader polls. Only a ring that fills wakes it early. */
+#define WAKEUP_BYTES (256 << 10)
+
+static __always_inline __u64 wakeup_flags(void)
+{
+	if (bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= WAKEUP_BYTES)
+		return BPF_RB_FORCE_WAKEUP;
+	return BPF_RB_NO_WAKEUP;
+}
+
+#endif

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Route lookups that fail: fib:fib_table_lookup (net/ipv4/fib_trie.c) and
+ * fib6:fib6_table_lookup (net/ipv6/route.c). Only those made while a handshake
+ * packet is received are told: they decide whether it, or its answer, has a way. */
+#include "vmlinux.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include "skb.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define RT_TABLE_LOCAL 255
+#define RTF_REJECT 0x0200
+#define RTN_BLACKHOLE 6
+#define RTN_UNREACHABLE 7
+#define RTN_PROHIBIT 8
+
+static __always_inline bool same_address(const __u8 *a, const __u8 *b)
+{
+	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
+
+	return x[0] == y[0] && x[1] == y[1];
+}
+
+struct lookup {
+	__u8 saddr[16] __attribute__((aligned(8)));
+	__u8 daddr[16] __attribute__((aligned(8)));
+	__u32 mark;
+	__u32 table;
+	__s32 reason;
+	__u32 netns; /* 0: the hook does not tell */
+	__u16 hook;
+};
+
+/* A packet is received, routed and answered within one softirq run. */
+#define LAST_PACKET_NS 5000000
+
+/* emit_miss sends the miss under the handshake packet that was received last on
+ * this CPU, if the lookup is towards that packet's destination or back to its
+ * source. The event's tuple is that of the packet to be sent; after a NAT its
+ * source is not the address that the received packet named. */
+static __always_inline int emit_miss(const struct lookup *l)
+{
+	__u32 zero = 0;
+	struct last_packet *last = bpf_map_lookup_elem(&last_packets, &zero);
+	bool onward, back;
+	struct event *e;
+
+	if (!last || !last->netns || (l->netns && l->netns != last->netns))
+		return 0;
+	onward = same_address(l->daddr, last->tuple.daddr);
+	back = same_address(l->daddr, last->tuple.saddr);
+	if ((!onward && !back) || bpf_ktime_get_ns() - last->time > LAST_PACKET_NS)
+		return 0;
+	e = reserve_event(l->hook);
+	if (!e)
+		return 0;
+	e->netns = last->netns;
+	e->in_ifindex = last->ifindex;
+	e->skb = last->skb;
+	e->seq = last->seq;
+	e->ack = last->ack;
+	e->tcp_flags = last->tcp_flags;
+	e->mark = l->mark;
+	e->table = l->table;
+	e->reason = l->reason;
+	e->tuple = last->tuple;
+	if (back) {
+		e->tuple.sport = last->tuple.dport;
+		e->tuple.dport = last->tuple.sport;
+	}
+	__builtin_memcpy(e->tuple.saddr, l->saddr, 16);
+	__builtin_memcpy(e->tuple.daddr, l->daddr, 16);
+	bpf_ringbuf_submit(e, wakeup_flags());
+	return 0;
+}
+
+SEC("tp_btf/fib_table_lookup")
+int BPF_PROG(trace_route_miss4, u32 table, const struct flowi4 *fl, const struct fib_nh_common *nhc, int err)
+{
+	struct lookup l = { .hook = HOOK_ROUTE_MISS4 };
+	__be32 s, d;
+
+	if (!err || table == RT_TABLE_LOCAL)
+		return 0;
+	s = BPF_CORE_READ(fl, saddr);
+	d = BPF_CORE_READ(fl, daddr);
+	__builtin_memcpy(l.saddr, &s, 4);
+	__builtin_memcpy(l.daddr, &d, 4);
+	l.mark = BPF_CORE_READ(fl, __fl_common.flowic_mark);
+	l.table = table;
+	l.reason = err;
+	return emit_miss(&l);
+}
+
+SEC("tp_btf/fib6_table_lookup")
+int BPF_PROG(trace_route_miss6, const struct net *net, const struct fib6_result *res, struct fib6_table *table,
+	     const struct flowi6 *fl)
+{
+	struct lookup l = { .hook = HOOK_ROUTE_MISS6 };
+
+	l.table = BPF_CORE_READ(table, tb6_id);
+	if (l.table == RT_TABLE_LOCAL)
+		return 0;
+	l.reason = BPF_CORE_READ(res, fib6_type);
+	if (l.reason != RTN_BLACKHOLE && l.reason != RTN_UNREACHABLE && l.reason != RTN_PROHIBIT &&
+	    !(BPF_CORE_READ(res, fib6_flags) & RTF_REJECT))
+		return 0;
+	BPF_CORE_READ_INTO(&l.saddr, fl, saddr);
+	BPF_CORE_READ_INTO(&l.daddr, fl, daddr);
+	l.mark = BPF_CORE_READ(fl, __fl_common.flowic_mark);
+	l.netns = BPF_CORE_READ(net, ns.inum);
+	return emit_miss(&l);
+}

@@ -1,0 +1,422 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Reading packets and sockets into an event. */
+#ifndef REPLYPATH_SKB_H
+#define REPLYPATH_SKB_H
+
+#include "maps.h"
+
+#define AF_INET 2
+#define AF_INET6 10
+
+#define ETH_P_IP 0x0800
+#define ETH_P_IPV6 0x86dd
+#define ETH_P_8021Q 0x8100
+#define ETH_P_8021AD 0x88a8
+
+#define IPPROTO_HOPOPTS 0
+#define IPPROTO_ICMP 1
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define IPPROTO_ROUTING 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_AH 51
+#define IPPROTO_ICMPV6 58
+#define IPPROTO_DSTOPTS 60
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+
+#define PACKET_OTHERHOST 3
+
+#define IPV6_EXTENSIONS_MAX 4
+
+/* bpf_rdonly_cast (6.2) reads packet bytes for a nanosecond each; where it is
+ * missing bpf_probe_read_kernel does, at some thirty. */
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+
+/* libbpf has this from 1.2 on. */
+#ifndef bpf_ksym_exists
+#define bpf_ksym_exists(sym) (!!(sym))
+#endif
+
+#define PACKET_WORDS(p) ((struct in6_addr *)bpf_rdonly_cast((p), bpf_core_type_id_kernel(struct in6_addr)))
+
+static __always_inline __u8 load8(const void *p)
+{
+	__u8 v = 0;
+
+	if (bpf_ksym_exists(bpf_rdonly_cast))
+		return PACKET_WORDS(p)->in6_u.u6_addr8[0];
+	bpf_probe_read_kernel(&v, sizeof(v), p);
+	return v;
+}
+
+static __always_inline __u16 load16(const void *p)
+{
+	__u16 v = 0;
+
+	if (bpf_ksym_exists(bpf_rdonly_cast))
+		return bpf_ntohs(PACKET_WORDS(p)->in6_u.u6_addr16[0]);
+	bpf_probe_read_kernel(&v, sizeof(v), p);
+	return bpf_ntohs(v);
+}
+
+static __always_inline __u32 load32(const void *p)
+{
+	__u32 v = 0;
+
+	if (bpf_ksym_exists(bpf_rdonly_cast))
+		return bpf_ntohl(PACKET_WORDS(p)->in6_u.u6_addr32[0]);
+	bpf_probe_read_kernel(&v, sizeof(v), p);
+	return bpf_ntohl(v);
+}
+
+/* Where a packet's headers are. */
+struct headers {
+	const unsigned char *network;
+	const unsigned char *transport;
+	__u32 left; /* linear bytes from the transport header on */
+	__u8 family;
+	__u8 protocol;
+	__u8 fragment; /* not the first fragment */
+};
+
+/* find_transport fills h from the IP header at network, of which `linear` bytes
+ * can be read. Returns false for what is not IP. */
+static __always_inline bool find_transport(struct headers *h, const unsigned char *network, __u32 linear)
+{
+	__u8 version;
+	__u32 off;
+
+	if (linear < 20)
+		return false;
+	version = load8(network);
+	h->network = network;
+	if (version >> 4 == 4) {
+		off = (version & 15) * 4;
+		if (off < 20 || off > linear)
+			return false;
+		h->family = AF_INET;
+		h->protocol = load8(network + 9);
+		h->fragment = (load16(network + 6) & 0x1fff) != 0;
+		h->transport = network + off;
+		h->left = linear - off;
+		return true;
+	}
+	if (version >> 4 != 6 || linear < 40)
+		return false;
+	h->family = AF_INET6;
+	h->protocol = load8(network + 6);
+	h->fragment = 0;
+	off = 40;
+#pragma unroll
+	for (int i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
+		__u8 next;
+		__u32 size;
+
+		if (h->protocol != IPPROTO_HOPOPTS && h->protocol != IPPROTO_ROUTING && h->protocol != IPPROTO_FRAGMENT &&
+		    h->protocol != IPPROTO_DSTOPTS && h->protocol != IPPROTO_AH)
+			break;
+		if (off + 8 > linear)
+			return false;
+		next = load8(network + off);
+		size = load8(network + off + 1);
+		if (h->protocol == IPPROTO_FRAGMENT) {
+			if (load16(network + off + 2) & 0xfff8)
+				h->fragment = 1;
+			size = 8;
+		} else if (h->protocol == IPPROTO_AH) {
+			size = (size + 2) * 4;
+		} else {
+			size = (size + 1) * 8;
+		}
+		h->protocol = next;
+		off += size;
+		if (off > linear)
+			return false;
+		if (h->fragment)
+			break;
+	}
+	h->transport = network + off;
+	h->left = linear - off;
+	return true;
+}
+
+static __always_inline void fill_addresses(struct tuple *t, const struct headers *h)
+{
+	t->family = h->family;
+	t->protocol = h->protocol;
+	if (h->family == AF_INET) {
+		bpf_probe_read_kernel(t->saddr, 4, h->network + 12);
+		bpf_probe_read_kernel(t->daddr, 4, h->network + 16);
+	} else {
+		bpf_probe_read_kernel(t->saddr, 16, h->network + 8);
+		bpf_probe_read_kernel(t->daddr, 16, h->network + 24);
+	}
+}
+
+static __always_inline bool is_icmp(const struct headers *h)
+{
+	return (h->family == AF_INET && h->protocol == IPPROTO_ICMP) ||
+	       (h->family == AF_INET6 && h->protocol == IPPROTO_ICMPV6);
+}
+
+/* is_icmp_error: RFC 792 (unreachable, time exceeded, parameter problem); RFC 4443, section 2.1. */
+static __always_inline bool is_icmp_error(const struct headers *h, __u8 type)
+{
+	if (h->family == AF_INET)
+		return type == 3 || type == 11 || type == 12;
+	return type > 0 && type < 128;
+}
+
+static __always_inline void fill_transport(struct event *e, const struct headers *h)
+{
+	if (h->fragment) {
+		e->flags |= EVENT_FRAGMENT;
+		return;
+	}
+	if (is_icmp(h)) {
+		if (h->left < 2) {
+			e->flags |= EVENT_SHORT;
+			return;
+		}
+		e->icmp_type = load8(h->transport);
+		e->icmp_code = load8(h->transport + 1);
+		return;
+	}
+	if (h->protocol != IPPROTO_TCP && h->protocol != IPPROTO_UDP)
+		return;
+	if (h->left < 4) {
+		e->flags |= EVENT_SHORT;
+		return;
+	}
+	e->tuple.sport = load16(h->transport);
+	e->tuple.dport = load16(h->transport + 2);
+	if (h->protocol == IPPROTO_UDP)
+		return;
+	if (h->left < 14) {
+		e->flags |= EVENT_SHORT;
+		return;
+	}
+	e->seq = load32(h->transport + 4);
+	e->ack = load32(h->transport + 8);
+	e->tcp_flags = load8(h->transport + 13);
+}
+
+/* fill_packet writes addresses, ports and TCP fields; of an ICMP error, those
+ * of the packet that it complains about, with the error's own type and code. */
+static __always_inline void fill_packet(struct event *e, const struct headers *h)
+{
+	struct headers inner = {};
+
+	fill_addresses(&e->tuple, h);
+	fill_transport(e, h);
+	if (h->fragment || !is_icmp(h) || h->left < 8 + 20 || !is_icmp_error(h, e->icmp_type))
+		return;
+	if (!find_transport(&inner, h->transport + 8, h->left - 8))
+		return;
+	if (is_icmp(&inner))
+		return;
+	e->flags |= EVENT_INNER;
+	fill_addresses(&e->tuple, &inner);
+	fill_transport(e, &inner);
+}
+
+static __always_inline void fill_device(struct event *e, struct net_device *dev)
+{
+	e->netns = BPF_CORE_READ(dev, nd_net.net, ns.inum);
+	e->ifindex = BPF_CORE_READ(dev, ifindex);
+	bpf_probe_read_kernel_str(e->device, sizeof(e->device), &dev->name);
+}
+
+/* fill_place finds namespace and devices: skb->dev, else the socket, else the route. */
+static __always_inline void fill_place(struct event *e, const struct sk_buff *skb)
+{
+	unsigned long refdst = BPF_CORE_READ(skb, _skb_refdst) & ~7UL;
+	struct net_device *dev = BPF_CORE_READ(skb, dev);
+	struct sock *sk = BPF_CORE_READ(skb, sk);
+	struct dst_entry *dst = (struct dst_entry *)refdst;
+	struct net_device *out = NULL;
+
+	if (dst) {
+		e->flags |= EVENT_HAS_ROUTE;
+		e->input = (__u64)BPF_CORE_READ(dst, input);
+		out = BPF_CORE_READ(dst, dev);
+		if (out)
+			e->out_ifindex = BPF_CORE_READ(out, ifindex);
+	}
+	if (dev)
+		fill_device(e, dev);
+	if (!e->netns && sk)
+		e->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	if (!e->netns && out)
+		e->netns = BPF_CORE_READ(out, nd_net.net, ns.inum);
+}
+
+static __always_inline void fill_skb(struct event *e, const struct sk_buff *skb, const struct headers *h)
+{
+	unsigned char *head = BPF_CORE_READ(skb, head);
+	__u16 mac = BPF_CORE_READ(skb, mac_header);
+
+	e->skb = (__u64)skb;
+	e->mark = BPF_CORE_READ(skb, mark);
+	e->in_ifindex = BPF_CORE_READ(skb, skb_iif);
+	if (BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type) == PACKET_OTHERHOST)
+		e->flags |= EVENT_OTHERHOST;
+	if (mac != 0xffff && head + mac + 14 <= h->network)
+		bpf_probe_read_kernel(e->source_mac, sizeof(e->source_mac), head + mac + 6);
+	fill_packet(e, h);
+}
+
+static __always_inline void fill_ct_tuple(struct tuple *t, const struct nf_conntrack_tuple *ct)
+{
+	BPF_CORE_READ_INTO(&t->saddr, ct, src.u3);
+	BPF_CORE_READ_INTO(&t->daddr, ct, dst.u3);
+	t->sport = bpf_ntohs(BPF_CORE_READ(ct, src.u.all));
+	t->dport = bpf_ntohs(BPF_CORE_READ(ct, dst.u.all));
+	t->family = BPF_CORE_READ(ct, src.l3num);
+	t->protocol = BPF_CORE_READ(ct, dst.protonum);
+}
+
+/* find_headers locates the IP header: at skb->data where the stack has just
+ * received the packet (at_data), else at network_header. VLAN tags that still
+ * stand in the packet are stepped over. */
+static __always_inline bool find_headers(struct headers *h, const struct sk_buff *skb, bool at_data)
+{
+	unsigned char *head = skb->head, *data = skb->data;
+	__u32 linear = skb->len - skb->data_len;
+	__u16 protocol = bpf_ntohs(skb->protocol);
+	const unsigned char *p = data;
+
+	if (at_data) {
+#pragma unroll
+		for (int i = 0; i < 2; i++) {
+			if (protocol != ETH_P_8021Q && protocol != ETH_P_8021AD)
+				break;
+			if (linear < 4)
+				return false;
+			protocol = load16(p + 2);
+			p += 4;
+			linear -= 4;
+		}
+	} else {
+		p = head + skb->network_header;
+		/* Bytes between data and the network header are behind us, or ahead (MAC header). */
+		linear = (__u32)(data + linear - p);
+		if (linear > 65536)
+			return false;
+	}
+	if (protocol != ETH_P_IP && protocol != ETH_P_IPV6 && protocol != 0)
+		return false;
+	if (linear < 20) {
+		if (skb->len >= 20 && skb->data_len)
+			count_loss(LOSS_NOT_LINEAR);
+		return false;
+	}
+	return find_transport(h, p, linear);
+}
+
+#define PIDTYPE_PGID 2
+
+/* fill_process: only where the kernel acts for the current task. */
+static __always_inline void fill_process(struct event *e)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	e->pid = bpf_get_current_pid_tgid() >> 32;
+	e->pgid = BPF_CORE_READ(task, signal, pids[PIDTYPE_PGID], numbers[0].nr);
+	bpf_get_current_comm(e->comm, sizeof(e->comm));
+}
+
+/* What the hook knows beside the packet. */
+struct observation {
+	__u64 symbol;
+	__s32 reason;
+	__u16 hook;
+	__u8 icmp_type;
+	__u8 icmp_code;
+};
+
+/* emit_skb sends one event about skb, with conntrack's tuples where it has them. */
+static __always_inline int emit_skb(const struct observation *seen, const struct sk_buff *skb, const struct headers *h)
+{
+	unsigned long nfct = BPF_CORE_READ(skb, _nfct);
+	struct nf_conn *ct = (struct nf_conn *)(nfct & ~7UL);
+	struct event *e;
+
+	if (ct) {
+		struct event_conntrack *ec = bpf_ringbuf_reserve(&events, sizeof(*ec), 0);
+
+		if (!ec) {
+			count_loss(LOSS_RING_FULL);
+			return 0;
+		}
+		__builtin_memset(ec, 0, sizeof(*ec));
+		e = &ec->event;
+		e->flags = EVENT_HAS_CONNTRACK;
+		fill_ct_tuple(&ec->conntrack.original, &ct->tuplehash[0].tuple);
+		fill_ct_tuple(&ec->conntrack.reply, &ct->tuplehash[1].tuple);
+	} else {
+		e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+		if (!e) {
+			count_loss(LOSS_RING_FULL);
+			return 0;
+		}
+		__builtin_memset(e, 0, sizeof(*e));
+	}
+	e->time = bpf_ktime_get_ns();
+	e->hook = seen->hook;
+	e->reason = seen->reason;
+	e->symbol = seen->symbol;
+	e->ct_info = nfct & 7;
+	fill_place(e, skb);
+	fill_skb(e, skb, h);
+	/* A socket's own SYN leaves in connect()'s context, unless it waited for a neighbour
+	 * or is a retransmission: user space compares with the socket's state change. */
+	if (seen->hook == HOOK_TRANSMIT && e->tcp_flags == TCP_SYN && BPF_CORE_READ(skb, sk))
+		fill_process(e);
+	if (seen->hook == HOOK_ICMP_SENT) {
+		e->icmp_type = seen->icmp_type;
+		e->icmp_code = seen->icmp_code;
+	}
+	bpf_ringbuf_submit(e, wakeup_flags());
+	return 0;
+}
+
+static __always_inline struct event *reserve_event(__u16 hook)
+{
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+
+	if (!e) {
+		count_loss(LOSS_RING_FULL);
+		return NULL;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->time = bpf_ktime_get_ns();
+	e->hook = hook;
+	return e;
+}
+
+/* fill_sock: local address to remote address. IPv4-mapped addresses stay mapped; user space unmaps. */
+static __always_inline void fill_sock(struct event *e, const struct sock_common *sk)
+{
+	struct tuple *t = &e->tuple;
+
+	e->netns = BPF_CORE_READ(sk, skc_net.net, ns.inum);
+	t->family = BPF_CORE_READ(sk, skc_family);
+	t->protocol = IPPROTO_TCP;
+	t->sport = BPF_CORE_READ(sk, skc_num);
+	t->dport = bpf_ntohs(BPF_CORE_READ(sk, skc_dport));
+	if (t->family == AF_INET) {
+		__be32 s = BPF_CORE_READ(sk, skc_rcv_saddr), d = BPF_CORE_READ(sk, skc_daddr);
+
+		__builtin_memcpy(t->saddr, &s, 4);
+		__builtin_memcpy(t->daddr, &d, 4);
+	} else {
+		BPF_CORE_READ_INTO(&t->saddr, sk, skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&t->daddr, sk, skc_v6_daddr);
+	}
+}
+
+#endif

@@ -1,0 +1,199 @@
+package probe
+
+import (
+	"errors"
+	"net/netip"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// errRecord says that a ring buffer record is not of the ABI's size.
+var errRecord = errors.New("record is not of the event's size")
+
+const (
+	eventSize     = int(unsafe.Sizeof(dropEvent{}))
+	conntrackSize = int(unsafe.Sizeof(dropEventConntrack{}))
+)
+
+// maxCached bounds the caches of names, which the kernel's own variety keeps small.
+const maxCached = 4096
+
+// decoder turns records into events.
+type decoder struct {
+	drops, resets reasons
+	symbols       *Symbols
+	clock         clock
+	names         map[[16]int8]string
+	functions     map[uint64]string
+}
+
+func newDecoder(drops, resets reasons, symbols *Symbols) *decoder {
+	return &decoder{
+		drops: drops, resets: resets, symbols: symbols,
+		names:     make(map[[16]int8]string),
+		functions: make(map[uint64]string),
+	}
+}
+
+// decode fills ev from a record. It keeps no reference to raw.
+func (d *decoder) decode(raw []byte, ev *trace.Event) error {
+	if len(raw) < eventSize || uintptr(unsafe.Pointer(unsafe.SliceData(raw)))%8 != 0 {
+		return errRecord
+	}
+	e := (*dropEvent)(unsafe.Pointer(unsafe.SliceData(raw)))
+	*ev = trace.Event{
+		Time:      d.clock.wall(e.Time),
+		Hook:      trace.Hook(e.Hook),
+		Netns:     trace.Netns(e.Netns),
+		Device:    trace.Device{Index: e.Ifindex, Name: d.name(e.Device)},
+		Tuple:     tuple(&e.Tuple),
+		SKB:       e.Skb,
+		Flags:     trace.TCPFlags(e.TcpFlags),
+		Seq:       e.Seq,
+		Ack:       e.Ack,
+		Fragment:  e.Flags&uint8(dropEventFlagEVENT_FRAGMENT) != 0,
+		Inner:     e.Flags&uint8(dropEventFlagEVENT_INNER) != 0,
+		OtherHost: e.Flags&uint8(dropEventFlagEVENT_OTHERHOST) != 0,
+		Short:     e.Flags&uint8(dropEventFlagEVENT_SHORT) != 0,
+		HasRoute:  e.Flags&uint8(dropEventFlagEVENT_HAS_ROUTE) != 0,
+		Mark:      e.Mark,
+		SourceMAC: e.SourceMac,
+		InIndex:   e.InIfindex,
+		OutIndex:  e.OutIfindex,
+		OldState:  e.OldState,
+		NewState:  e.NewState,
+		ICMPType:  e.IcmpType,
+		ICMPCode:  e.IcmpCode,
+		Table:     e.Table,
+	}
+	ev.Conntrack.Info = e.CtInfo
+	if e.Flags&uint8(dropEventFlagEVENT_HAS_CONNTRACK) != 0 {
+		if len(raw) < conntrackSize {
+			return errRecord
+		}
+		c := (*dropEventConntrack)(unsafe.Pointer(unsafe.SliceData(raw)))
+		ev.Conntrack.Original = tuple(&c.Conntrack.Original)
+		ev.Conntrack.Reply = tuple(&c.Conntrack.Reply)
+	}
+	if e.Input != 0 {
+		ev.Input = d.function(e.Input)
+	}
+	if e.Pid != 0 {
+		ev.Process = trace.Process{PID: e.Pid, PGID: e.Pgid, Comm: d.name(e.Comm)}
+	}
+	switch ev.Hook {
+	case trace.HookDrop:
+		ev.Reason = d.drops[e.Reason]
+		ev.Symbol = d.function(e.Symbol)
+	case trace.HookResetSent:
+		ev.Reason = d.resetReason(e.Reason)
+	case trace.HookRouteMiss4:
+		ev.Errno = syscall.Errno(-e.Reason)
+	case trace.HookRouteMiss6:
+		ev.Errno = rejectErrno(e.Reason)
+	case trace.HookNeighborFailed:
+		ev.NextHop = address(&e.Tuple.Daddr, e.Tuple.Family)
+		ev.Tuple = trace.Tuple{}
+	}
+	return nil
+}
+
+// Reset reasons that the kernel's enum does not have: bpf/tcp.bpf.c.
+const resetNobodyTook = -2
+
+func (d *decoder) resetReason(reason int32) string {
+	if reason == resetNobodyTook {
+		return "NO_SOCKET"
+	}
+	return d.resets[reason]
+}
+
+// rejectErrno is the error that a lookup gives for a route type: fib6_prop in net/ipv6/route.c.
+func rejectErrno(routeType int32) syscall.Errno {
+	switch routeType {
+	case unix.RTN_BLACKHOLE:
+		return syscall.EINVAL
+	case unix.RTN_PROHIBIT:
+		return syscall.EACCES
+	}
+	return syscall.EHOSTUNREACH
+}
+
+func tuple(t *dropTuple) trace.Tuple {
+	src, dst := address(&t.Saddr, t.Family), address(&t.Daddr, t.Family)
+	return trace.Tuple{
+		Protocol: trace.Protocol(t.Protocol),
+		Src:      netip.AddrPortFrom(src, t.Sport),
+		Dst:      netip.AddrPortFrom(dst, t.Dport),
+	}
+}
+
+func address(b *[16]uint8, family uint8) netip.Addr {
+	switch family {
+	case unix.AF_INET:
+		return netip.AddrFrom4([4]byte(b[:4]))
+	case unix.AF_INET6:
+		return netip.AddrFrom16(*b).Unmap()
+	}
+	return netip.Addr{}
+}
+
+// name makes a C string a Go string, the same one each time.
+func (d *decoder) name(c [16]int8) string {
+	if c[0] == 0 {
+		return ""
+	}
+	if s, ok := d.names[c]; ok {
+		return s
+	}
+	b := make([]byte, 0, len(c))
+	for _, ch := range c {
+		if ch == 0 {
+			break
+		}
+		b = append(b, byte(ch))
+	}
+	if len(d.names) >= maxCached {
+		clear(d.names)
+	}
+	s := string(b)
+	d.names[c] = s
+	return s
+}
+
+func (d *decoder) function(addr uint64) string {
+	if s, ok := d.functions[addr]; ok {
+		return s
+	}
+	if len(d.functions) >= maxCached {
+		clear(d.functions)
+	}
+	s := d.symbols.Name(addr)
+	d.functions[addr] = s
+	return s
+}
+
+// clock turns the kernel's monotonic time into wall time.
+type clock struct {
+	offset  int64  // nanoseconds to add
+	refresh uint64 // monotonic time after which the offset is read again: the wall clock may be set
+}
+
+const clockRefresh = 10 * uint64(time.Second)
+
+func (c *clock) wall(mono uint64) time.Time {
+	if mono >= c.refresh {
+		var ts unix.Timespec
+		if unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) == nil {
+			now := uint64(ts.Nano())
+			c.offset = time.Now().UnixNano() - int64(now)
+			c.refresh = now + clockRefresh
+		}
+	}
+	return time.Unix(0, int64(mono)+c.offset)
+}

@@ -1,0 +1,111 @@
+package probe
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf/ringbuf"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// The programs never wake the reader for one event, so it polls: soon again
+// while events come, more rarely when none do.
+const (
+	pollBusy = 2 * time.Millisecond
+	pollIdle = 50 * time.Millisecond
+)
+
+// Run reads events and hands each to handle, until ctx is done; idle is called
+// whenever the ring is empty. The event is only valid during the call.
+func (p *Probe) Run(ctx context.Context, handle func(*trace.Event), idle func()) error {
+	stop := context.AfterFunc(ctx, func() { p.reader.Close() })
+	defer stop()
+	var (
+		rec  ringbuf.Record
+		ev   trace.Event
+		wait = pollBusy
+	)
+	p.reader.SetDeadline(time.Now().Add(wait))
+	for {
+		switch err := p.reader.ReadInto(&rec); {
+		case err == nil:
+			wait = pollBusy
+			p.decodeInto(rec.RawSample, &ev, handle)
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			idle()
+			p.reader.SetDeadline(time.Now().Add(wait))
+			wait = min(wait*2, pollIdle)
+		case errors.Is(err, ringbuf.ErrFlushed):
+			// Flush: somebody waits for what is in the ring.
+			idle()
+		case ctx.Err() != nil:
+			return nil
+		default:
+			return err
+		}
+	}
+}
+
+func (p *Probe) decodeInto(raw []byte, ev *trace.Event, handle func(*trace.Event)) {
+	if err := p.decoder.decode(raw, ev); err != nil {
+		p.undecoded.Add(1)
+		return
+	}
+	p.events.Add(1)
+	if int(ev.Hook) < len(p.byHook) {
+		p.byHook[ev.Hook].Add(1)
+	}
+	handle(ev)
+}
+
+// Flush makes Run deliver what is in the ring now.
+func (p *Probe) Flush() error { return p.reader.Flush() }
+
+// counters of what Run read.
+type counters struct {
+	events    atomic.Uint64
+	undecoded atomic.Uint64
+	byHook    [trace.HookCount]atomic.Uint64
+}
+
+// Events returns how many events were read so far.
+func (p *Probe) Events() uint64 { return p.events.Load() }
+
+// EventsByHook returns how many events each hook gave so far.
+func (p *Probe) EventsByHook() map[trace.Hook]uint64 {
+	by := make(map[trace.Hook]uint64)
+	for h := range p.byHook {
+		if n := p.byHook[h].Load(); n != 0 {
+			by[trace.Hook(h)] = n
+		}
+	}
+	return by
+}
+
+// LossCauses names the causes of loss, in the order of enum loss in bpf/event.h.
+var LossCauses = [...]string{
+	dropLossLOSS_RING_FULL:  "ring buffer full",
+	dropLossLOSS_NOT_LINEAR: "packet header not linear",
+}
+
+// LossUndecoded is the cause of records that user space could not decode.
+const LossUndecoded = "record not decoded"
+
+// Losses returns how many events were lost so far, by cause.
+func (p *Probe) Losses() (map[string]uint64, error) {
+	losses := map[string]uint64{LossUndecoded: p.undecoded.Load()}
+	for i, cause := range LossCauses {
+		var perCPU []uint64
+		if err := p.maps[dropMapLosses].Lookup(uint32(i), &perCPU); err != nil {
+			return losses, err
+		}
+		for _, n := range perCPU {
+			losses[cause] += n
+		}
+	}
+	return losses, nil
+}

@@ -1,0 +1,42 @@
+package trace
+
+// Symptom is what opened a case.
+type Symptom uint8
+
+// The symptoms.
+const (
+	SymptomDrop    Symptom = iota + 1 // the kernel dropped a packet of the exchange
+	SymptomSilence                    // a connection request came in, and nothing went out
+	SymptomRefused                    // a connection request was answered with a reset, as no socket took it
+	SymptomLoop                       // a packet's hop limit ran out
+)
+
+// String returns the symptom's name.
+func (s Symptom) String() string {
+	switch s {
+	case SymptomDrop:
+		return "drop"
+	case SymptomSilence:
+		return "silence"
+	case SymptomRefused:
+		return "refused"
+	case SymptomLoop:
+		return "loop"
+	}
+	return "unknown"
+}
+
+// Case is a path under suspicion, with what was seen of it.
+type Case struct {
+	Symptom   Symptom
+	Direction Direction // of the packet that the symptom is about
+	Path      Path
+	Event     Event // the one that shows the symptom; for a silence, the request's arrival
+	// Arrival is the event with which the packet came into the namespace; zero when it was made there or not seen.
+	Arrival Event
+	// Miss is the route lookup that failed for the packet, or for its answer; zero when none was seen.
+	Miss Event
+	// Rejected: an ICMP error or a reset was sent for this very packet.
+	Rejected bool
+	Place    Place // the namespace
+}

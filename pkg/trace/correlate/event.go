@@ -1,0 +1,313 @@
+package correlate
+
+import (
+	"strings"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// Add takes in one event. Events come in the order of their time.
+func (t *Table) Add(ev *trace.Event) {
+	t.Advance(ev.Time)
+	if ev.Tuple.Protocol != trace.TCP || !ev.Tuple.IsValid() || ev.Fragment || ev.Short && !ev.Inner {
+		return
+	}
+	switch ev.Hook {
+	case trace.HookReceive, trace.HookTransmit:
+		t.addPacket(ev)
+	case trace.HookDrop:
+		t.addDrop(ev)
+	case trace.HookResetSent:
+		t.addResetSent(ev)
+	case trace.HookICMPSent:
+		t.addICMPError(ev)
+	case trace.HookRouteMiss4, trace.HookRouteMiss6:
+		if p, _ := t.handshake(ev); p != nil {
+			p.miss = *ev
+		}
+	case trace.HookSocketState:
+		t.addSocketState(ev)
+	case trace.HookResetReceived:
+		if p, _ := t.findTuple(ev.Netns, ev.Tuple); p != nil {
+			p.reset, p.changed = true, true
+		}
+	}
+}
+
+// handshake returns the path that a SYN, a SYN-ACK or a reset that answers a SYN
+// belongs to, and its direction. For a route miss, whose tuple is that of the
+// packet to be sent, the flags are those of the packet received.
+func (t *Table) handshake(ev *trace.Event) (*path, trace.Direction) {
+	tuple := ev.Tuple
+	switch {
+	case ev.Flags.IsSYN():
+		if p := t.findSeq(ev.Seq, tuple, ev); p != nil {
+			return p, trace.Request
+		}
+		return t.findSeq(ev.Seq, tuple.Reverse(), ev), trace.Request
+	case ev.Flags.IsSYNACK(), ev.Flags.Has(trace.RST | trace.ACK):
+		if p := t.findSeq(ev.Ack-1, tuple.Reverse(), ev); p != nil {
+			return p, trace.Reply
+		}
+		return t.findSeq(ev.Ack-1, tuple, ev), trace.Reply
+	}
+	return nil, trace.DirectionUnknown
+}
+
+func (t *Table) addPacket(ev *trace.Event) {
+	if ev.Inner {
+		t.addICMPError(ev)
+		return
+	}
+	switch {
+	case ev.Flags.IsSYN():
+		t.addRequest(ev)
+	case ev.Flags.IsSYNACK():
+		t.addReply(ev)
+	case ev.Flags.Has(trace.RST):
+		t.addReset(ev)
+	case ev.Flags.Has(trace.FIN):
+		if p, _ := t.findTuple(ev.Netns, ev.Tuple); p != nil {
+			t.close(p, ev)
+		}
+	}
+}
+
+// addRequest follows a SYN from namespace to namespace.
+func (t *Table) addRequest(ev *trace.Event) {
+	p := t.findSeq(ev.Seq, ev.Tuple, ev)
+	if p == nil {
+		p = t.create(ev.Seq, ev.Tuple, ev)
+		if ev.Hook == trace.HookTransmit && ev.InIndex == 0 {
+			p.process = t.connects.find(ev.Netns, p.server, ev.Process)
+		}
+	}
+	t.touch(p, ev.Tuple, ev)
+	p.skb = ev.SKB
+	if ev.Hook == trace.HookTransmit {
+		if h := p.depart(trace.Request, ev); h == &p.request[0] && h.in.Index == 0 {
+			p.requests = h.count
+		}
+		return
+	}
+	h := p.arrive(trace.Request, ev)
+	if h == nil {
+		return
+	}
+	if h == &p.request[0] {
+		p.requests = h.count
+	}
+	if ev.OtherHost {
+		return // bridged, or flooded here: not this host's to answer
+	}
+	h.pending = true
+	for i := range p.request {
+		if &p.request[i] == h {
+			t.waits = append(t.waits, waiting{p, i, ev.Time})
+		}
+	}
+}
+
+// addReply follows a SYN-ACK.
+func (t *Table) addReply(ev *trace.Event) {
+	request := ev.Tuple.Reverse()
+	p := t.findSeq(ev.Ack-1, request, ev)
+	if p == nil {
+		// Its SYN was not seen: it came before we looked, or was lost.
+		p = t.create(ev.Ack-1, request, ev)
+	}
+	t.touch(p, request, ev)
+	p.skb = ev.SKB
+	if ev.Hook == trace.HookTransmit {
+		p.settle(ev.Netns)
+		p.depart(trace.Reply, ev)
+	} else {
+		p.arrive(trace.Reply, ev)
+	}
+	if !p.answered && p.isBack(ev) {
+		p.answered = true
+		t.handOut(p)
+	}
+}
+
+// isBack reports whether a reply is back at the place where the request was first seen.
+func (p *path) isBack(ev *trace.Event) bool {
+	if len(p.request) == 0 || p.request[0].netns != ev.Netns {
+		return false
+	}
+	if made := p.request[0].in.Index == 0; made {
+		return ev.Hook == trace.HookReceive
+	}
+	return ev.Hook == trace.HookTransmit
+}
+
+// addReset follows a RST: the answer to a SYN, or the end of a connection.
+func (t *Table) addReset(ev *trace.Event) {
+	p, _ := t.handshake(ev)
+	if p == nil {
+		if p, _ = t.findTuple(ev.Netns, ev.Tuple); p == nil {
+			return
+		}
+	}
+	if ev.Hook == trace.HookTransmit {
+		p.settle(ev.Netns)
+		if ev.InIndex == 0 {
+			p.rejection = rejection{ev.Netns, ev.Time}
+		}
+	}
+	p.reset = true
+	t.close(p, ev)
+}
+
+func (t *Table) close(p *path, ev *trace.Event) {
+	p.last, p.changed = ev.Time, true
+	if !p.closed {
+		p.closed = true
+		t.closings = append(t.closings, closing{p, ev.Time})
+	}
+}
+
+// addResetSent opens a case when a SYN was refused because no socket took it.
+func (t *Table) addResetSent(ev *trace.Event) {
+	if !ev.Flags.IsSYN() || ev.Reason != "NO_SOCKET" {
+		return
+	}
+	p := t.findSeq(ev.Seq, ev.Tuple, ev)
+	if p == nil {
+		p = t.create(ev.Seq, ev.Tuple, ev)
+	}
+	t.touch(p, ev.Tuple, ev)
+	p.settle(ev.Netns)
+	t.open(p, trace.SymptomRefused, trace.Request, ev)
+}
+
+// addICMPError notes that a host answered a packet of the path with an ICMP
+// error: sent here (the hook icmp_send, or an ICMPv6 error that leaves where it was made).
+func (t *Table) addICMPError(ev *trace.Event) {
+	made := ev.Hook == trace.HookICMPSent || ev.Hook == trace.HookTransmit && ev.InIndex == 0
+	if !made {
+		return
+	}
+	p, d := t.handshake(ev)
+	if p == nil {
+		if p, d = t.findTuple(ev.Netns, ev.Tuple); p == nil {
+			return
+		}
+	}
+	if ev.Hook == trace.HookTransmit && !ev.Tuple.Is6() {
+		return // icmp_send told it already
+	}
+	p.rejection = rejection{ev.Netns, ev.Time}
+	if isTimeExceeded(ev) {
+		t.open(p, trace.SymptomLoop, d, ev)
+	}
+}
+
+// isTimeExceeded: RFC 792 type 11 code 0; RFC 4443 type 3 code 0.
+func isTimeExceeded(ev *trace.Event) bool {
+	if ev.Tuple.Is6() {
+		return ev.ICMPType == 3 && ev.ICMPCode == 0
+	}
+	return ev.ICMPType == 11 && ev.ICMPCode == 0
+}
+
+// dataDrops is how many packets of an established connection must be dropped
+// before that is a fault: single ones are retransmitted and nobody notices.
+const dataDrops = 3
+
+// addDrop opens a case when the dropped packet mattered.
+func (t *Table) addDrop(ev *trace.Event) {
+	if ev.Inner || ev.OtherHost || isOwnBusiness(ev) {
+		return
+	}
+	if ev.Flags.IsSYN() || ev.Flags.IsSYNACK() {
+		t.addHandshakeDrop(ev)
+		return
+	}
+	p, d := t.findTuple(ev.Netns, ev.Tuple)
+	if p == nil || p.closed || ev.Flags&(trace.RST|trace.FIN) != 0 {
+		return
+	}
+	p.drops++
+	p.last = ev.Time
+	if p.drops >= dataDrops {
+		t.open(p, trace.SymptomDrop, d, ev)
+	}
+}
+
+func (t *Table) addHandshakeDrop(ev *trace.Event) {
+	d, seq, request := trace.Request, ev.Seq, ev.Tuple
+	if ev.Flags.IsSYNACK() {
+		d, seq, request = trace.Reply, ev.Ack-1, ev.Tuple.Reverse()
+	}
+	p := t.findSeq(seq, request, ev)
+	if p == nil {
+		p = t.create(seq, request, ev)
+		if d == trace.Request && ev.InIndex == 0 {
+			p.process = t.connects.find(ev.Netns, p.server, trace.Process{})
+		}
+	}
+	t.touch(p, request, ev)
+	p.settle(ev.Netns)
+	p.dropAt(d, ev)
+	t.open(p, trace.SymptomDrop, d, ev)
+}
+
+// dropAt makes sure that the namespace which dropped a packet is a hop: it made
+// the packet, or the packet's arrival was not seen.
+func (p *path) dropAt(d trace.Direction, ev *trace.Event) {
+	hops := p.hops(d)
+	for i := range *hops {
+		h := &(*hops)[i]
+		if h.netns != ev.Netns {
+			continue
+		}
+		if made := h.in.Index == 0 && h.out.Index == 0; made {
+			h.count++
+		}
+		return
+	}
+	if len(*hops) >= maxHops {
+		return
+	}
+	h := hop{netns: ev.Netns, tuple: ev.Tuple, first: ev.Time, at: ev.Time, count: 1}
+	if ev.InIndex != 0 {
+		h.in = ev.Device
+		h.in.Index, h.port = ev.InIndex, ev.InIndex
+	}
+	*hops = append(*hops, h)
+	if d == trace.Request && len(p.request) == 1 {
+		p.requests = 1
+	}
+}
+
+// isOwnBusiness reports drops by which TCP keeps its own house: duplicates,
+// packets for closed sockets, and the SYN whose refusal the reset tells.
+func isOwnBusiness(ev *trace.Event) bool {
+	switch ev.Reason {
+	case "NO_SOCKET", "QUEUE_PURGE":
+		return true
+	case "", "NOT_SPECIFIED":
+		return strings.HasPrefix(ev.Symbol, "tcp_") || strings.HasPrefix(ev.Symbol, "sk_stream_") ||
+			strings.HasPrefix(ev.Symbol, "inet_csk_") || strings.HasPrefix(ev.Symbol, "__skb_queue_purge") ||
+			strings.HasPrefix(ev.Symbol, "skb_queue_purge")
+	}
+	return strings.HasPrefix(ev.Reason, "TCP_")
+}
+
+// TCP states of include/net/tcp_states.h.
+const (
+	stateEstablished = 1
+	stateSYNSent     = 2
+)
+
+func (t *Table) addSocketState(ev *trace.Event) {
+	switch ev.NewState {
+	case stateSYNSent:
+		t.connects.add(ev)
+	case stateEstablished:
+		if p, _ := t.findTuple(ev.Netns, ev.Tuple); p != nil {
+			p.established, p.changed = true, true
+		}
+	}
+}

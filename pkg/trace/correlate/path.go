@@ -1,0 +1,243 @@
+package correlate
+
+import (
+	"container/list"
+	"net/netip"
+	"time"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// Bounds of one path.
+const (
+	maxHops   = 24 // in each direction
+	maxTuples = 16 // different tuples: one more for each NAT on the way
+)
+
+// path is an exchange that is still followed.
+type path struct {
+	seq            uint32 // of its SYN
+	next           *path  // another path with the same seq
+	protocol       trace.Protocol
+	client, server netip.AddrPort
+	request, reply []hop
+	tuples         []trace.Tuple // in request direction, as seen on the way
+	keys           []tupleKey    // its entries in Table.tuples
+	first, last    time.Time
+	requests       uint32
+	answered       bool
+	established    bool
+	reset          bool
+	closed         bool
+	changed        bool // since it was last handed out
+	process        trace.Process
+	skb            uint64 // of the packet seen last
+	drops          uint32 // of packets after the handshake
+	miss           trace.Event
+	rejection      rejection
+	element        *list.Element // in Table.recent
+}
+
+// rejection is an ICMP error or reset that a namespace made because of a packet of the path.
+type rejection struct {
+	netns trace.Netns
+	at    time.Time
+}
+
+// hop is a namespace that packets of one direction passed.
+type hop struct {
+	netns     trace.Netns
+	in, out   trace.Device
+	port      uint32 // ifindex of the first device that it came in by: the bridge port below a bridge
+	tuple     trace.Tuple
+	first, at time.Time // first and latest arrival (or departure, when made here)
+	count     uint32
+	skb       uint64
+	mac       [6]byte
+	mark      uint32
+	otherHost bool
+	pending   bool // came in, and has not left yet
+}
+
+// related reports whether a packet in request direction can belong to the path:
+// it shares an endpoint with a tuple that was seen, or is the same packet.
+func (p *path) related(t trace.Tuple, ev *trace.Event) bool {
+	if ev.SKB != 0 && ev.SKB == p.skb {
+		return true
+	}
+	for _, known := range p.tuples {
+		if known.Src == t.Src || known.Dst == t.Dst {
+			return true
+		}
+		if c := ev.Conntrack; c.Known() && (c.Original == known || c.Reply.Reverse() == known ||
+			c.Original.Reverse() == known || c.Reply == known) {
+			return true
+		}
+	}
+	return false
+}
+
+// addTuple keeps a tuple in request direction.
+func (p *path) addTuple(t trace.Tuple) {
+	for _, known := range p.tuples {
+		if known == t {
+			return
+		}
+	}
+	if len(p.tuples) < maxTuples {
+		p.tuples = append(p.tuples, t)
+	}
+}
+
+func (p *path) hops(d trace.Direction) *[]hop {
+	if d == trace.Reply {
+		return &p.reply
+	}
+	return &p.request
+}
+
+// arrive notes that a packet came into a namespace, and returns the hop.
+func (p *path) arrive(d trace.Direction, ev *trace.Event) *hop {
+	hops := p.hops(d)
+	h := findArrival(*hops, ev)
+	if h == nil {
+		if len(*hops) >= maxHops {
+			return nil
+		}
+		*hops = append(*hops, hop{netns: ev.Netns, in: ev.Device, port: ev.Device.Index, first: ev.Time})
+		h = &(*hops)[len(*hops)-1]
+	}
+	h.count++
+	h.at, h.skb, h.mac, h.mark = ev.Time, ev.SKB, ev.SourceMAC, ev.Mark
+	h.tuple = ev.Tuple
+	h.otherHost = ev.OtherHost
+	return h
+}
+
+// findArrival returns the hop that a packet comes through: the one with this
+// device, or the one that the same packet has just entered by a device below
+// (bridge port, VLAN parent).
+func findArrival(hops []hop, ev *trace.Event) *hop {
+	for i := range hops {
+		if h := &hops[i]; h.netns == ev.Netns && h.in.Index != 0 && (h.in.Index == ev.Device.Index || h.port == ev.Device.Index) {
+			return h
+		}
+	}
+	if n := len(hops); n > 0 {
+		if h := &hops[n-1]; h.netns == ev.Netns && h.in.Index != 0 && h.out.Index == 0 && h.skb == ev.SKB {
+			h.in = ev.Device
+			h.count-- // the same packet, counted at its port
+			return h
+		}
+	}
+	return nil
+}
+
+// depart notes that a packet leaves a namespace, and returns the hop.
+func (p *path) depart(d trace.Direction, ev *trace.Event) *hop {
+	hops := p.hops(d)
+	h := findDeparture(*hops, ev)
+	if h == nil {
+		if len(*hops) >= maxHops {
+			return nil
+		}
+		*hops = append(*hops, hop{netns: ev.Netns, first: ev.Time})
+		h = &(*hops)[len(*hops)-1]
+	}
+	if h.in.Index == 0 {
+		h.count++
+		h.at = ev.Time
+	}
+	if h.out.Index == 0 {
+		h.out = ev.Device
+	}
+	h.pending = false
+	h.tuple = ev.Tuple
+	return h
+}
+
+// findDeparture returns the hop that a leaving packet belongs to: where the same
+// packet came in, else the namespace's latest.
+func findDeparture(hops []hop, ev *trace.Event) *hop {
+	var latest *hop
+	for i := range hops {
+		h := &hops[i]
+		if h.netns != ev.Netns {
+			continue
+		}
+		if h.skb == ev.SKB && h.in.Index != 0 {
+			return h
+		}
+		if latest == nil || h.at.After(latest.at) {
+			latest = h
+		}
+	}
+	return latest
+}
+
+// settle clears what waits in a namespace: it did something about the request.
+func (p *path) settle(ns trace.Netns) {
+	for i := range p.request {
+		if p.request[i].netns == ns {
+			p.request[i].pending = false
+		}
+	}
+}
+
+// lastArrival returns the hop of a namespace that a packet of this direction reached last.
+func (p *path) lastArrival(d trace.Direction, ns trace.Netns) *hop {
+	var last *hop
+	for i, hops := 0, *p.hops(d); i < len(hops); i++ {
+		if h := &hops[i]; h.netns == ns && h.in.Index != 0 && (last == nil || h.at.After(last.at)) {
+			last = h
+		}
+	}
+	return last
+}
+
+// isEnd reports whether the request went no further than h.
+func (p *path) isEnd(h *hop) bool {
+	for i := range p.request {
+		if o := &p.request[i]; o != h && !o.otherHost && o.at.After(h.at) {
+			return false
+		}
+	}
+	return true
+}
+
+// arrival rebuilds the event with which a packet came into a hop.
+func (p *path) arrival(d trace.Direction, h *hop) trace.Event {
+	ev := trace.Event{
+		Time: h.at, Hook: trace.HookReceive, Netns: h.netns, Device: h.in, Tuple: h.tuple, SKB: h.skb,
+		SourceMAC: h.mac, Mark: h.mark, InIndex: h.in.Index, Flags: trace.SYN, Seq: p.seq,
+	}
+	if d == trace.Reply {
+		ev.Flags, ev.Seq, ev.Ack = trace.SYN|trace.ACK, 0, p.seq+1
+	}
+	return ev
+}
+
+// snapshot makes the path that diagnosis and people see.
+func (p *path) snapshot(place func(trace.Netns) trace.Place) trace.Path {
+	return trace.Path{
+		Protocol: p.protocol, Client: p.client, Server: p.server,
+		Request: snapshotHops(p.request, place), Reply: snapshotHops(p.reply, place),
+		First: p.first, Last: p.last, Requests: p.requests,
+		Answered: p.answered, Established: p.established, Reset: p.reset, Process: p.process,
+		Connection: trace.Tuple{Protocol: p.protocol, Src: p.client, Dst: p.server},
+	}
+}
+
+func snapshotHops(hops []hop, place func(trace.Netns) trace.Place) []trace.Hop {
+	out := make([]trace.Hop, 0, len(hops))
+	for i := range hops {
+		h := &hops[i]
+		if h.otherHost && h.out.Index == 0 {
+			continue // flooded here, and not for this host
+		}
+		out = append(out, trace.Hop{
+			Place: place(h.netns), In: h.in, Out: h.out, Tuple: h.tuple, First: h.first, Count: h.count,
+		})
+	}
+	return out
+}

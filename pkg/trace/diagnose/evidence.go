@@ -1,0 +1,80 @@
+package diagnose
+
+import (
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// seen tells what the kernel showed of the case, in the order of time.
+func seen(c *trace.Case) []trace.Evidence {
+	var out []trace.Evidence
+	add := func(t time.Time, format string, args ...any) {
+		out = append(out, trace.Evidence{Time: t, Text: fmt.Sprintf(format, args...)})
+	}
+	ev := &c.Event
+	if a := &c.Arrival; a.Hook == trace.HookReceive {
+		add(a.Time, "%s %s -> %s came in on %s of %s", a.Flags, a.Tuple.Src, a.Tuple.Dst, a.Device.Name, name(c.Place))
+	}
+	if m := &c.Miss; m.Hook != trace.HookUnknown {
+		add(m.Time, "route lookup %s -> %s failed in %s (%s, table %s)", m.Tuple.Src.Addr(), m.Tuple.Dst.Addr(),
+			name(c.Place), missText(m.Errno), showTable(m.Table))
+	}
+	switch c.Symptom {
+	case trace.SymptomDrop:
+		add(ev.Time, "%s dropped %s %s -> %s (%s)", name(c.Place), packetName(ev), ev.Tuple.Src, ev.Tuple.Dst, dropText(ev))
+	case trace.SymptomSilence:
+		add(ev.Time, "no answer left %s within 200ms", name(c.Place))
+	case trace.SymptomRefused:
+		add(ev.Time, "%s answered with a reset: no socket took the SYN", name(c.Place))
+	case trace.SymptomLoop:
+		if ev.ICMPType != 0 {
+			add(ev.Time, "the packet's hop limit ran out (ICMP time exceeded)")
+		}
+	}
+	return out
+}
+
+func packetName(ev *trace.Event) string {
+	if ev.Flags.IsSYN() || ev.Flags.IsSYNACK() {
+		return ev.Flags.String()
+	}
+	return "a packet"
+}
+
+// dropText is the kernel's own word for a drop.
+func dropText(ev *trace.Event) string {
+	reason := ev.Reason
+	if reason == "" {
+		reason = "no reason given"
+	}
+	if ev.Symbol != "" {
+		reason += " in " + ev.Symbol
+	}
+	if ev.Device.Name != "" {
+		reason += ", device " + ev.Device.Name
+	}
+	return reason
+}
+
+// missText says why a route lookup failed.
+func missText(e syscall.Errno) string {
+	switch e {
+	case syscall.EAGAIN, syscall.ENETUNREACH:
+		return "no match"
+	case syscall.EINVAL:
+		return "blackhole"
+	case syscall.EHOSTUNREACH:
+		return "unreachable"
+	case syscall.EACCES:
+		return "prohibited"
+	}
+	return e.Error()
+}
+
+// state is one line of what the host said when it was asked.
+func state(s *trace.HostState, format string, args ...any) trace.Evidence {
+	return trace.Evidence{Time: s.ReadAt, Text: fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,56 @@
+package diagnose
+
+import (
+	"fmt"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+var neighborUnresolved = Rule{
+	ID:       "neighbor-unresolved",
+	Title:    "the next hop (or a stale endpoint) does not answer ARP or ND",
+	Severity: trace.Error,
+	Doc: "The route is there, but its next hop does not answer, so the packet waits for a MAC address and is dropped when the kernel gives up (about 3 s by default). " +
+		"Recognised by the drop reason NEIGH_FAILED, for IPv6 by the function neigh_invalidate, and by the entry in the neighbour table.",
+	explain: explainNeighbor,
+}
+
+func explainNeighbor(c *trace.Case, s *trace.HostState) *explanation {
+	if c.Symptom != trace.SymptomDrop || !isNeighborDrop(&c.Event) {
+		return nil
+	}
+	here := name(c.Place)
+	hop, dev := s.NextHop.Addr, c.Event.Device.Name
+	if !hop.IsValid() {
+		hop = s.Onward.Gateway
+	}
+	onLink := !s.Onward.Gateway.IsValid()
+	if !hop.IsValid() {
+		hop = c.Event.Tuple.Dst.Addr()
+	}
+	if dev == "" {
+		dev = s.Onward.Device.Name
+	}
+	protocol := "ARP"
+	if hop.Is6() {
+		protocol = "neighbour discovery"
+	}
+	e := &explanation{
+		confidence: trace.Certain,
+		device:     dev,
+		summary:    fmt.Sprintf("%s gets no answer from the next hop %s on %s", here, hop, dev),
+		verify:     []string{at(c.Place, "ip neigh show %s dev %s", hop, quote(dev)) + "   # must show a MAC address (REACHABLE, STALE, DELAY)"},
+	}
+	if onLink {
+		e.cause = fmt.Sprintf("%s is to be on the link %s of %s, but does not answer %s: it is down, gone, or not on this link.", hop, dev, here, protocol)
+		e.fix = []string{fmt.Sprintf("# bring %s back on the link of %s, or take it out of the service that still sends to it", hop, dev)}
+	} else {
+		e.cause = fmt.Sprintf("The way to %s goes via %s on %s, which does not answer %s: it is down, gone, or not on this link.", c.Event.Tuple.Dst.Addr(), hop, dev, protocol)
+		e.fix = []string{"# " + at(c.Place, "%s route replace %s via GATEWAY dev %s%s", ipCommand(hop), showPrefix(s.Onward.Prefix), quote(dev), tableArg(s.Onward.Table)) +
+			fmt.Sprintf("   # GATEWAY: a router that answers; or bring %s back", hop)}
+	}
+	if s.NextHop.State != "" {
+		e.evidence = append(e.evidence, state(s, "neighbour %s dev %s is %s", hop, dev, s.NextHop.State))
+	}
+	return e
+}

@@ -1,0 +1,178 @@
+package diagnose
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+var netfilterDrop = Rule{
+	ID:       "netfilter-drop",
+	Title:    "a rule or chain policy dropped it: hook, table, chain, rule if it can be told",
+	Severity: trace.Error,
+	Doc: "The kernel says that netfilter dropped the packet (reason NETFILTER_DROP); the hook follows from the packet's route. The rules of the namespace (nftables, iptables-nft, " +
+		"iptables-legacy) are then walked for this packet, and the rule or chain policy that drops it is named; where a match cannot be judged from outside, the candidates are.",
+	explain: func(c *trace.Case, s *trace.HostState) *explanation {
+		if c.Symptom != trace.SymptomDrop || !isNetfilterDrop(&c.Event) {
+			return nil
+		}
+		return explainFilter(c, s, "dropped")
+	},
+}
+
+var netfilterReject = Rule{
+	ID:       "netfilter-reject",
+	Title:    "a rule answered with an ICMP error or a reset",
+	Severity: trace.Error,
+	Doc:      "As netfilter-drop, but the rule also answered: an ICMP error or a reset left for this very packet, or the rule that matches it is a reject.",
+	explain: func(c *trace.Case, s *trace.HostState) *explanation {
+		if c.Symptom != trace.SymptomDrop || !isNetfilterDrop(&c.Event) {
+			return nil
+		}
+		if !c.Rejected && !(len(s.Filters) == 1 && s.Filters[0].Reject) {
+			return nil
+		}
+		return explainFilter(c, s, "rejected")
+	},
+}
+
+func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation {
+	ev := &c.Event
+	here := name(c.Place)
+	hooks := netfilterHooks(ev)
+	hook := hooks[0]
+	if len(s.Filters) > 0 && s.Filters[0].Hook != "" {
+		hook = s.Filters[0].Hook
+	}
+	e := &explanation{confidence: trace.Certain, device: filterDevice(c, s), hook: string(hook)}
+	for i := range s.Filters {
+		e.evidence = append(e.evidence, state(s, "%s", showVerdict(&s.Filters[i])))
+	}
+	what := fmt.Sprintf("%s %s -> %s", packetName(ev), ev.Tuple.Src, ev.Tuple.Dst)
+	switch len(s.Filters) {
+	case 0:
+		e.confidence = trace.Likely
+		e.summary = fmt.Sprintf("netfilter %s the %s in %s (hook %s)", verb, packetName(ev), here, hook)
+		e.cause = fmt.Sprintf("The kernel %s %s at netfilter's hook %s in %s, but no rule or policy that is loaded there now would: "+
+			"it may be a BPF program, an expression that cannot be judged from outside, conntrack itself, or rules that have changed since.", verb, what, hook, here)
+		e.fix = []string{"# " + at(c.Place, "nft list ruleset") + "   # look for what handles this packet"}
+	case 1:
+		v := &s.Filters[0]
+		e.summary = fmt.Sprintf("%s %s the %s in %s", showShort(v), verb, packetName(ev), here)
+		e.cause = fmt.Sprintf("%s %s %s at hook %s in %s.", capital(showVerdict(v)), verb, what, hook, here)
+		if !v.Certain {
+			e.cause += " Not every match of the rule can be judged from outside."
+		}
+		e.fix = []string{acceptBefore(c, v)}
+	default:
+		names := make([]string, len(s.Filters))
+		for i := range s.Filters {
+			names[i] = showShort(&s.Filters[i])
+		}
+		e.summary = fmt.Sprintf("a filter rule %s the %s in %s (hook %s)", verb, packetName(ev), here, hook)
+		e.cause = fmt.Sprintf("One of these %s %s: %s. Which one cannot be told from outside.", verb, what, strings.Join(names, "; "))
+		e.fix = []string{"# " + acceptBefore(c, &s.Filters[0]) + "   # or before another of the candidates"}
+	}
+	e.verify = []string{verifyFilter(c, s)}
+	return e
+}
+
+// filterDevice is the device whose packets the filter took: in, or out where nothing came in.
+func filterDevice(c *trace.Case, s *trace.HostState) string {
+	switch {
+	case s.In.Name != "":
+		return s.In.Name
+	case c.Event.Device.Name != "":
+		return c.Event.Device.Name
+	case s.Out.Name != "":
+		return s.Out.Name
+	}
+	return c.Arrival.Device.Name
+}
+
+// showShort names a rule or policy in a few words.
+func showShort(v *trace.FilterVerdict) string {
+	place := fmt.Sprintf("%s %s %s", v.Family, v.Table, v.Chain)
+	switch {
+	case v.Policy:
+		return "the policy of chain " + place
+	case v.Line != 0 && v.Backend != "nft":
+		return fmt.Sprintf("rule %d of chain %s", v.Line, place)
+	}
+	return fmt.Sprintf("rule %d of chain %s", v.Handle, place)
+}
+
+// showVerdict names a rule or policy with all that is known of it.
+func showVerdict(v *trace.FilterVerdict) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s (%s", showShort(v), v.Backend)
+	if v.Rule != "" {
+		fmt.Fprintf(&b, ": %s", v.Rule)
+	}
+	b.WriteByte(')')
+	if v.Comment != "" && !strings.Contains(v.Rule, v.Comment) {
+		fmt.Fprintf(&b, " %q", v.Comment)
+	}
+	if v.Counted {
+		fmt.Fprintf(&b, ", counter %d packets", v.Packets)
+	}
+	return b.String()
+}
+
+func capital(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
+
+// acceptBefore is the command that lets this traffic pass the rule or policy.
+func acceptBefore(c *trace.Case, v *trace.FilterVerdict) string {
+	t := c.Event.Tuple
+	note := "   # if this traffic is meant to pass"
+	if v.Backend == "nft" {
+		family := "ip"
+		if t.Is6() {
+			family = "ip6"
+		}
+		match := fmt.Sprintf("%s daddr %s tcp dport %d", family, t.Dst.Addr(), t.Dst.Port())
+		if c.Direction == trace.Reply {
+			match = fmt.Sprintf("%s saddr %s tcp sport %d", family, t.Src.Addr(), t.Src.Port())
+		}
+		where := fmt.Sprintf("%s %s %s", v.Family, quote(v.Table), quote(v.Chain))
+		if v.Policy {
+			return at(c.Place, "nft add rule %s %s accept", where, match) + note
+		}
+		return at(c.Place, "nft insert rule %s handle %d %s accept", where, v.Handle, match) + note
+	}
+	tool := "iptables"
+	if t.Is6() {
+		tool = "ip6tables"
+	}
+	if v.Backend == "iptables-legacy" {
+		tool += "-legacy"
+	}
+	match := fmt.Sprintf("-p tcp -d %s --dport %d", t.Dst.Addr(), t.Dst.Port())
+	if c.Direction == trace.Reply {
+		match = fmt.Sprintf("-p tcp -s %s --sport %d", t.Src.Addr(), t.Src.Port())
+	}
+	if v.Policy {
+		return at(c.Place, "%s -t %s -A %s %s -j ACCEPT", tool, quote(v.Table), quote(v.Chain), match) + note
+	}
+	return at(c.Place, "%s -t %s -I %s %d %s -j ACCEPT", tool, quote(v.Table), quote(v.Chain), max(v.Line, 1), match) + note
+}
+
+// verifyFilter shows the chain and its counters.
+func verifyFilter(c *trace.Case, s *trace.HostState) string {
+	if len(s.Filters) == 0 {
+		return at(c.Place, "nft list ruleset")
+	}
+	v := &s.Filters[0]
+	if v.Backend == "nft" {
+		return at(c.Place, "nft -a list chain %s %s %s", v.Family, quote(v.Table), quote(v.Chain))
+	}
+	tool := "iptables"
+	if c.Event.Tuple.Is6() {
+		tool = "ip6tables"
+	}
+	if v.Backend == "iptables-legacy" {
+		tool += "-legacy"
+	}
+	return at(c.Place, "%s -t %s -L %s -nv --line-numbers", tool, quote(v.Table), quote(v.Chain))
+}

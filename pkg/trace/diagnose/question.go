@@ -1,0 +1,142 @@
+package diagnose
+
+import (
+	"strings"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// Question returns what has to be asked of the case's namespace to explain the
+// case; false when no rule could, whatever the answer.
+func Question(c *trace.Case) (trace.Question, bool) {
+	ev := &c.Event
+	q := trace.Question{
+		Place: c.Place, Packet: ev.Tuple, Flags: ev.Flags, In: ev.InIndex, Out: ev.OutIndex, Mark: ev.Mark,
+		SourceMAC: c.Arrival.SourceMAC, Conntrack: ev.Conntrack,
+	}
+	switch c.Symptom {
+	case trace.SymptomSilence:
+		if c.Miss.Mark != 0 {
+			q.Mark = c.Miss.Mark
+		}
+		if back := c.Miss.Tuple; back.IsValid() && back.Dst.Addr() == ev.Tuple.Src.Addr() {
+			// The lookup for the answer names the address that really answers: after a DNAT it is another.
+			q.Packet.Dst = back.Src
+		}
+		return q, true
+	case trace.SymptomRefused, trace.SymptomLoop:
+		return q, true
+	case trace.SymptomDrop:
+		switch {
+		case isNetfilterDrop(ev):
+			q.Filters = netfilterHooks(ev)
+			return q, true
+		case isNeighborDrop(ev):
+			q.Out = ev.Device.Index
+			if q.Out == 0 {
+				q.Out = ev.OutIndex
+			}
+			return q, true
+		case isRoutingDrop(ev):
+			return q, true
+		}
+	}
+	return trace.Question{}, false
+}
+
+// Suspects returns the cases that have to be looked at before c itself: hosts
+// earlier on the way that should have kept the packet instead of sending it on.
+// A packet that dies on the way to nobody, or circles, was often let go by the
+// host that it was meant for.
+func Suspects(c *trace.Case) []trace.Case {
+	if c.Direction != trace.Request || c.Symptom != trace.SymptomLoop && !(c.Symptom == trace.SymptomDrop && isRoutingDrop(&c.Event)) {
+		return nil
+	}
+	var suspects []trace.Case
+	for i := len(c.Path.Request) - 1; i > 0; i-- { // the first hop is the client, or the way in
+		h := &c.Path.Request[i]
+		if h.In.Index == 0 || h.Out.Index == 0 {
+			continue
+		}
+		s := *c
+		s.Symptom, s.Place = trace.SymptomLoop, h.Place
+		s.Event.Netns, s.Event.Device, s.Event.InIndex, s.Event.OutIndex = h.Place.Netns, h.In, h.In.Index, 0
+		s.Event.Tuple = h.Tuple
+		s.Arrival = s.Event
+		s.Arrival.Hook, s.Arrival.Time = trace.HookReceive, h.First
+		suspects = append(suspects, s)
+	}
+	return suspects
+}
+
+// isNetfilterDrop reports a drop by a rule, a policy or conntrack. Kernels
+// before 5.17 give no reason: there the function tells.
+func isNetfilterDrop(ev *trace.Event) bool {
+	if ev.Reason != "" && ev.Reason != "NOT_SPECIFIED" {
+		return ev.Reason == "NETFILTER_DROP" || ev.Reason == "NETFILTER_INGRESS"
+	}
+	return hasPrefix(ev.Symbol, "nft_do_chain", "nf_hook_slow", "ipt_do_table", "ip6t_do_table", "nf_hook_ingress", "nf_hook_netdev")
+}
+
+// netfilterHooks returns the hooks at which the packet can have been dropped,
+// most likely first, from the state of its route.
+func netfilterHooks(ev *trace.Event) []trace.NetfilterHook {
+	onLoopback := ev.Device.Name == "lo"
+	switch {
+	case !ev.HasRoute:
+		return []trace.NetfilterHook{trace.Prerouting, trace.Ingress}
+	case ev.Device.Index == 0:
+		return []trace.NetfilterHook{trace.Output, trace.Postrouting}
+	case onLoopback && ev.InIndex != 0:
+		return []trace.NetfilterHook{trace.Input, trace.Prerouting}
+	case ev.InIndex == 0:
+		return []trace.NetfilterHook{trace.Postrouting, trace.Output, trace.Egress}
+	case hasPrefix(ev.Input, "ip_forward", "ip6_forward"):
+		if ev.Device.Index == ev.OutIndex && ev.InIndex != ev.OutIndex {
+			return []trace.NetfilterHook{trace.Postrouting, trace.Egress}
+		}
+		return []trace.NetfilterHook{trace.Forward, trace.Postrouting}
+	case hasPrefix(ev.Input, "ip_local_deliver", "ip6_input"):
+		return []trace.NetfilterHook{trace.Input}
+	}
+	return []trace.NetfilterHook{trace.Forward, trace.Input, trace.Postrouting, trace.Prerouting}
+}
+
+// isNeighborDrop reports a packet that waited for its next hop's MAC in vain.
+// IPv6 gives no reason of its own: there the function tells.
+func isNeighborDrop(ev *trace.Event) bool {
+	switch ev.Reason {
+	case "NEIGH_FAILED", "NEIGH_QUEUEFULL", "NEIGH_CREATEFAIL", "NEIGH_DEAD":
+		return true
+	case "", "NOT_SPECIFIED":
+		return hasPrefix(ev.Symbol, "neigh_", "__neigh_", "arp_error_report", "ndisc_error_report")
+	}
+	return false
+}
+
+// isRoutingDrop reports a packet for which the host had no way, or refused it one.
+func isRoutingDrop(ev *trace.Event) bool {
+	switch ev.Reason {
+	case "IP_INNOROUTES", "IP_OUTNOROUTES", "IP_INADDRERRORS", "IP_RPFILTER":
+		return true
+	case "", "NOT_SPECIFIED":
+		return hasPrefix(ev.Symbol, "ip_error", "ip_rcv_finish", "ip_route_input", "ip_forward", "ip6_forward", "ip6_pkt_",
+			"dst_discard", "ip6_rcv_finish", "ip6_input", "__ip_queue_xmit", "ip6_xmit", "ip_list_rcv_finish")
+	}
+	return false
+}
+
+// isRPFilterDrop reports a drop by reverse-path filtering. Kernels without
+// reasons drop martians of other kinds in the same function.
+func isRPFilterDrop(ev *trace.Event) bool {
+	return ev.Reason == "IP_RPFILTER"
+}
+
+func hasPrefix(s string, prefixes ...string) bool {
+	for _, p := range prefixes {
+		if strings.HasPrefix(s, p) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,80 @@
+package diagnose
+
+import (
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// Rule is one entry of the catalogue.
+type Rule struct {
+	ID    string // stable; scripts rely on it
+	Title string // what it says, in one line
+	// Doc says how the fault comes about, by which signals it is recognised, and
+	// where these end. Markdown, one paragraph.
+	Doc      string
+	Severity trace.Severity
+
+	// explain returns what the rule makes of the case, or nil.
+	explain func(*trace.Case, *trace.HostState) *explanation
+}
+
+// explanation is what a rule adds to the case to make a finding.
+type explanation struct {
+	confidence trace.Confidence
+	direction  trace.Direction // if not the case's
+	summary    string
+	cause      string
+	fix        []string
+	verify     []string
+	device     string
+	hook       string // if not the kernel hook of the case's event
+	evidence   []trace.Evidence
+}
+
+// Rules is the catalogue, in the order in which rules are tried.
+func Rules() []Rule {
+	return []Rule{
+		netfilterReject,
+		netfilterDrop,
+		neighborUnresolved,
+		replyRouteRejected,
+		replyNoRoute,
+		rpFilterDrop,
+		vipNotLocal,
+		forwardingDisabled,
+		portNotListening,
+	}
+}
+
+var rules = Rules()
+
+// Explain returns the finding that explains a case, given what the case's
+// namespace said. False means that no rule of the catalogue does.
+func Explain(c *trace.Case, s *trace.HostState) (trace.Finding, bool) {
+	for i := range rules {
+		if e := rules[i].explain(c, s); e != nil {
+			return finding(&rules[i], e, c, s), true
+		}
+	}
+	return trace.Finding{}, false
+}
+
+func finding(r *Rule, e *explanation, c *trace.Case, s *trace.HostState) trace.Finding {
+	f := trace.Finding{
+		ID: r.ID, Severity: r.Severity, Confidence: e.confidence, Direction: e.direction,
+		Summary: e.summary, Cause: e.cause, Fix: e.fix, Verify: e.verify,
+		Where: trace.Where{Place: c.Place, Device: e.device, Hook: e.hook},
+		Path:  c.Path, Count: 1, FirstSeen: c.Event.Time, LastSeen: c.Event.Time,
+		Connections: []trace.Connection{{Tuple: c.Path.Connection, Count: 1, Last: c.Event.Time}},
+	}
+	if f.Direction == trace.DirectionUnknown {
+		f.Direction = c.Direction
+	}
+	if f.Where.Hook == "" {
+		f.Where.Hook = c.Event.Hook.String()
+	}
+	f.Evidence = append(seen(c), e.evidence...)
+	for _, u := range s.Unread {
+		f.Evidence = append(f.Evidence, trace.Evidence{Time: s.ReadAt, Text: "could not be read: " + u})
+	}
+	return f
+}

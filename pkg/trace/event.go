@@ -1,0 +1,108 @@
+package trace
+
+import (
+	"net/netip"
+	"syscall"
+	"time"
+)
+
+// Netns identifies a network namespace by the inode number of its nsfs file,
+// as `ls -i /run/netns` shows it. Zero means unknown.
+type Netns uint32
+
+// Hook is the place in the kernel where an event was seen. The values are the
+// ABI of bpf/event.h.
+type Hook uint16
+
+// The hooks. Each is one BTF tracepoint.
+const (
+	HookUnknown          Hook = iota
+	HookDrop                  // skb:kfree_skb
+	HookReceive               // net:netif_receive_skb
+	HookTransmit              // net:net_dev_queue
+	HookRouteMiss4            // fib:fib_table_lookup, failed
+	HookRouteMiss6            // fib6:fib6_table_lookup, failed
+	HookSocketState           // sock:inet_sock_set_state
+	HookRetransmit            // tcp:tcp_retransmit_skb
+	HookRetransmitSYNACK      // tcp:tcp_retransmit_synack
+	HookResetSent             // tcp:tcp_send_reset
+	HookResetReceived         // tcp:tcp_receive_reset
+	HookNeighborFailed        // neigh:neigh_timer_handler, neigh:neigh_update
+	HookICMPSent              // icmp:icmp_send
+	HookCount                 // how many there are
+)
+
+var hookNames = [HookCount]string{
+	"unknown", "kfree_skb", "netif_receive_skb", "net_dev_queue", "fib_table_lookup", "fib6_table_lookup",
+	"inet_sock_set_state", "tcp_retransmit_skb", "tcp_retransmit_synack", "tcp_send_reset", "tcp_receive_reset",
+	"neigh_timer_handler", "icmp_send",
+}
+
+// String returns the tracepoint's name.
+func (h Hook) String() string {
+	if h >= HookCount {
+		return "unknown"
+	}
+	return hookNames[h]
+}
+
+// Device is a network device within its namespace.
+type Device struct {
+	Index uint32 // ifindex; unique only within one namespace
+	Name  string
+}
+
+// Conntrack is the connection tracking entry that a packet carried
+// (skb->_nfct, include/linux/skbuff.h). The zero value means that it carried none.
+type Conntrack struct {
+	Original, Reply Tuple
+	Info            uint8 // enum ip_conntrack_info; 7 is untracked
+}
+
+// Known reports whether the packet carried an entry.
+func (c Conntrack) Known() bool { return c.Original.IsValid() }
+
+// Process is the task that acted. It is set only where the kernel was in
+// process context; in softirq "current" is a bystander.
+type Process struct {
+	PID  uint32 // process (tgid) in the initial PID namespace
+	PGID uint32 // its process group
+	Comm string
+}
+
+// Event is one observation at a kernel Hook. Which fields are set depends on the hook.
+type Event struct {
+	Time   time.Time
+	Hook   Hook
+	Netns  Netns
+	Device Device // skb->dev, or the device that the hook is about
+	Tuple  Tuple  // the packet, or for a socket hook local -> remote
+
+	SKB       uint64 // kernel address: joins hops within a millisecond, not longer
+	Flags     TCPFlags
+	Seq, Ack  uint32
+	Fragment  bool   // not the first fragment: the tuple has no ports
+	Short     bool   // the packet ends within its transport header
+	Inner     bool   // the packet is an ICMP error; Tuple, Flags, Seq and Ack are those of the packet it is about
+	OtherHost bool   // addressed to another MAC: bridged, or flooded here
+	Mark      uint32 // skb->mark, or the lookup's flowi_mark
+	SourceMAC [6]byte
+	InIndex   uint32 // skb->skb_iif: device that it came in by; 0 when it was made here
+	OutIndex  uint32 // ifindex of the device of its route (dst->dev)
+	HasRoute  bool   // a route was attached already (skb_dst is set)
+	Input     string // function of the attached route: dst->input, "" when unknown
+	Conntrack Conntrack
+
+	Reason string // drop or reset reason without its prefix: "IP_RPFILTER"
+	Symbol string // kernel function that dropped: "nft_do_chain"
+
+	Table uint32        // route miss: table
+	Errno syscall.Errno // route miss: ENETUNREACH and so on; EAGAIN is a miss in this table only
+
+	OldState, NewState uint8 // socket state: enum in include/net/tcp_states.h
+	Process            Process
+
+	NextHop netip.Addr // neighbour: the address that did not answer
+
+	ICMPType, ICMPCode uint8 // ICMP error sent; Tuple is the packet that it complains about
+}

@@ -1,0 +1,40 @@
+package trace
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Place names a network namespace for people.
+type Place struct {
+	Netns    Netns
+	Name     string // under /run/netns; "" when it has none
+	Host     bool   // it is the node's own namespace
+	PID      int    // a process in it, to reach it by when it has no name; 0 when unknown
+	Workload string // Kubernetes "namespace/pod"; "" when unknown
+}
+
+// Hop is one namespace that a packet of a path was seen in.
+type Hop struct {
+	Place Place
+	In    Device // where it came in; zero when it was made here
+	Out   Device // where it left; zero when it was not seen to leave
+	Tuple Tuple  // as seen here, after this host's NAT where it left
+	First time.Time
+	Count uint32 // packets of the handshake seen here, retransmissions included
+}
+
+// Path is one exchange joined across the namespaces of a node: the hops of the
+// request and those of the reply.
+type Path struct {
+	Protocol       Protocol
+	Client, Server netip.AddrPort // what the client meant: before any NAT
+	Request, Reply []Hop
+	First, Last    time.Time
+	Requests       uint32 // SYNs sent or first seen, retransmissions included
+	Answered       bool   // the reply came back to where the request was first seen
+	Established    bool
+	Reset          bool
+	Process        Process // the client's, where it is on this node
+	Connection     Tuple   // the same as Client and Server, as a tuple
+}

@@ -1,0 +1,141 @@
+package trace
+
+import (
+	"net/netip"
+	"syscall"
+	"time"
+)
+
+// Question is what a diagnosis asks of one network namespace: how would it
+// treat this packet, and the answer to it? Nothing is changed by asking.
+type Question struct {
+	Place     Place
+	Packet    Tuple
+	Flags     TCPFlags
+	In        uint32 // ifindex by which the packet came in; 0: made here
+	Out       uint32 // ifindex by which it was to leave; 0: unknown
+	Mark      uint32
+	SourceMAC [6]byte
+	NextHop   netip.Addr      // neighbour to look at; invalid: the one that the route names
+	Filters   []NetfilterHook // hooks at which a filter dropped the packet, most likely first; nil: rules are not read
+	Conntrack Conntrack
+}
+
+// HostState is what one namespace said, at one time, in answer to a Question.
+type HostState struct {
+	ReadAt time.Time
+
+	In       Interface // the device that the packet came in by
+	Out      Interface // the device that it was to leave by
+	DstLocal bool      // this host owns the packet's destination
+	SrcLocal bool      // this host owns the packet's source
+
+	Onward Lookup // route for the packet itself
+	Back   Lookup // route for the packet that answers it: to the packet's source, from its destination
+
+	NextHop Neighbor // neighbour of the onward route, or Question.NextHop
+
+	Listeners []Listener // TCP sockets that listen on the packet's destination port
+	// PreviousHop is the neighbour whose MAC the packet came from; invalid when it is not known.
+	PreviousHop netip.Addr
+	// Gateways are the gateways of the routes that this host has, in its main table, best first.
+	Gateways []Gateway
+
+	Filters []FilterVerdict // the rules or policies that drop the packet; more than one: candidates
+
+	Forwarding bool // IPv4: of the in device; IPv6: of the namespace (conf/all/forwarding)
+
+	ForwardingAll bool // IPv4: conf/all/forwarding (ip_forward); a device may still have it off
+
+	Unread []string // what could not be read, and why
+}
+
+// Interface is a network device and the settings of it that decide a packet's fate.
+type Interface struct {
+	Device
+	Kind        string // as `ip link` says: "veth", "vxlan", "bridge"; "" for a physical device
+	Up          bool
+	RPFilter    int // effective: max(conf/all, conf/DEV); 0 off, 1 strict, 2 loose; IPv6 has none
+	RPFilterAll int // conf/all/rp_filter
+}
+
+// Lookup is the kernel's answer to one route lookup.
+type Lookup struct {
+	Done   bool          // the kernel was asked
+	Errno  syscall.Errno // 0: there is a route
+	Type   string        // "unicast", "local", "broadcast", "multicast", "blackhole", "unreachable", "prohibit", "throw"; "" no match
+	Prefix netip.Prefix  // the route that matched, where it can be known; 0.0.0.0/0 or ::/0 is the default route
+	Table  uint32
+	// Gateway is invalid when the destination is on the link.
+	Gateway netip.Addr
+	Device  Device
+	Source  netip.Addr // preferred source
+	Rule    string     // routing rule that rejected, as `ip rule` prints it; "" when a route did
+}
+
+// Found reports whether the lookup gave a way to send (or deliver) the packet.
+func (l Lookup) Found() bool { return l.Done && l.Errno == 0 }
+
+// Rejected reports whether a route or rule refuses the destination on purpose.
+func (l Lookup) Rejected() bool {
+	switch l.Type {
+	case "blackhole", "unreachable", "prohibit":
+		return true
+	}
+	return false
+}
+
+// Neighbor is an entry of the ARP or ND table.
+type Neighbor struct {
+	Addr   netip.Addr
+	Device Device
+	State  string // "FAILED", "INCOMPLETE", "REACHABLE", …; "" when there is no entry
+	MAC    string
+}
+
+// Listener is a listening TCP socket.
+type Listener struct {
+	Addr    netip.AddrPort // unspecified address: all
+	Matches bool           // it would take the packet if the packet's destination were local
+	Backlog int
+	Queue   int
+	V6Only  bool
+}
+
+// Gateway is a next hop that a host already uses.
+type Gateway struct {
+	Addr   netip.Addr
+	Device Device
+}
+
+// NetfilterHook is one of netfilter's hooks, by the name that iptables users know.
+type NetfilterHook string
+
+// The netfilter hooks (include/uapi/linux/netfilter.h) and nftables' ingress and egress.
+const (
+	Prerouting  NetfilterHook = "PREROUTING"
+	Input       NetfilterHook = "INPUT"
+	Forward     NetfilterHook = "FORWARD"
+	Output      NetfilterHook = "OUTPUT"
+	Postrouting NetfilterHook = "POSTROUTING"
+	Ingress     NetfilterHook = "INGRESS"
+	Egress      NetfilterHook = "EGRESS"
+)
+
+// FilterVerdict is a rule or chain policy that would drop or reject a packet.
+type FilterVerdict struct {
+	Hook    NetfilterHook
+	Backend string // "nft", "iptables-nft" or "iptables-legacy"
+	Family  string // nft: "ip", "ip6", "inet", "netdev", "bridge", "arp"; legacy: "ip" or "ip6"
+	Table   string
+	Chain   string // the chain that holds the rule, or the base chain whose policy it is
+	Policy  bool   // the base chain's policy, not a rule
+	Handle  uint64 // nft rule handle; 0 for a policy and for legacy
+	Line    int    // iptables rule number in its chain, from 1; 0 when unknown
+	Rule    string // the rule as far as it can be written out
+	Comment string
+	Reject  bool   // it answers with an ICMP error or a reset
+	Packets uint64 // its counter, where it has one
+	Counted bool   // it has a counter
+	Certain bool   // every match on the way was understood and fits the packet
+}
