@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"time"
+
+	tracev1 "github.com/replypath/replypath/api/trace/v1"
+	"github.com/replypath/replypath/pkg/trace/filter"
+)
+
+// answer is a whole answer of an agent.
+type answer struct {
+	findings []*tracev1.Finding
+	paths    []*tracev1.Path
+	summary  *tracev1.Summary
+}
+
+// exit is what the answer means for the exit code.
+func (a *answer) exit() error {
+	if len(a.findings) > 0 {
+		return errFault
+	}
+	return nil
+}
+
+// pending reports whether a connection still waits for its reply.
+func (a *answer) pending() bool {
+	for _, p := range a.paths {
+		if !p.GetAnswered() {
+			return true
+		}
+	}
+	return false
+}
+
+// ask asks an agent once, for at most answerTimeout.
+func (c *connection) ask(ctx context.Context, q *tracev1.ExplainRequest) (*answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	stream, err := c.Explain(ctx, q)
+	if err != nil {
+		return nil, c.failure(err)
+	}
+	a := new(answer)
+	for {
+		m, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF) && a.summary == nil:
+			return nil, noAgentf("the agent at %s broke off its answer", c.server)
+		case errors.Is(err, io.EOF):
+			return a, nil
+		case err != nil:
+			return nil, c.failure(err)
+		}
+		switch r := m.GetResult().(type) {
+		case *tracev1.ExplainResponse_Finding:
+			a.findings = append(a.findings, r.Finding)
+		case *tracev1.ExplainResponse_Path:
+			a.paths = append(a.paths, r.Path)
+		case *tracev1.ExplainResponse_Summary:
+			a.summary = r.Summary
+		}
+	}
+}
+
+// parseFilter joins the words of a FILTER and checks it before anything is asked.
+func parseFilter(words []string) (string, error) {
+	text := strings.TrimSpace(strings.Join(words, " "))
+	if _, err := filter.Parse(text); err != nil {
+		return "", &exitError{exitUsage, err}
+	}
+	return text, nil
+}
+
+// Faults show with a delay: a reply counts as missing after 200 ms, and the
+// kernel takes 3 s to give a neighbour up.
+const (
+	pollInterval = 250 * time.Millisecond
+	settleTime   = 2 * time.Second // for the last fault to show
+	pendingTime  = 5 * time.Second // while a connection still waits for its reply
+)
+
+// settled asks again and again, until there is a finding or none can be expected any more.
+func settled(ctx context.Context, ask func(context.Context) (*answer, error)) (*answer, error) {
+	start := time.Now()
+	var last *answer
+	for found := false; ; {
+		a, err := ask(ctx)
+		switch {
+		case err != nil && last != nil && ctx.Err() != nil:
+			return last, nil // interrupted: what is known by now
+		case err != nil:
+			return nil, err
+		}
+		last = a
+		waited := time.Since(start)
+		switch {
+		case found: // one more round, for what belongs to the same moment
+			return a, nil
+		case len(a.findings) > 0:
+			found = true
+		case waited >= pendingTime, waited >= settleTime && !a.pending():
+			return a, nil
+		}
+		select {
+		case <-time.After(pollInterval):
+		case <-ctx.Done():
+			return a, nil
+		}
+	}
+}

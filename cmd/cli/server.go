@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	tracev1 "github.com/replypath/replypath/api/trace/v1"
+)
+
+const (
+	defaultServer = "unix:///run/replypath/agent.sock"
+	// dialTimeout bounds the look whether an agent listens on a socket.
+	dialTimeout = 3 * time.Second
+	// answerTimeout bounds one question to an agent.
+	answerTimeout = 30 * time.Second
+	// maxMessage bounds one message from an agent, in bytes.
+	maxMessage = 16 << 20
+)
+
+// server is the agent that the user wants to ask.
+type server struct {
+	world            *world
+	target           string
+	cert, key, trust string // PEM files
+	named            bool   // the user said which, so nothing takes its place
+}
+
+func (s *server) flags(root *cobra.Command) {
+	getenv := s.world.getenv
+	f := root.PersistentFlags()
+	f.StringVar(&s.target, "server", "", "agent to ask: unix:///PATH or HOST:PORT (env REPLYPATH_SERVER; default "+defaultServer+")")
+	f.StringVar(&s.cert, "tls-cert", getenv("REPLYPATH_TLS_CERT"), "client certificate for HOST:PORT, PEM file (env REPLYPATH_TLS_CERT)")
+	f.StringVar(&s.key, "tls-key", getenv("REPLYPATH_TLS_KEY"), "key of the client certificate, PEM file (env REPLYPATH_TLS_KEY)")
+	f.StringVar(&s.trust, "tls-ca", getenv("REPLYPATH_TLS_CA"), "authority of the agent's certificate, PEM file (env REPLYPATH_TLS_CA)")
+	for _, name := range []string{"tls-cert", "tls-key", "tls-ca"} {
+		f.Lookup(name).DefValue = "" // help is the same for everybody
+	}
+}
+
+// connection is an agent that answers, running elsewhere or in this process.
+type connection struct {
+	tracev1.TracerClient
+	server   string // as it is told to the user
+	embedded bool
+	conn     *grpc.ClientConn
+	stop     func()
+	died     <-chan struct{} // closed when the agent in this process has ended; nil for one elsewhere
+	cause    func() error    // why it ended
+}
+
+// close ends the connection and, if it is in this process, the agent.
+func (c *connection) close() {
+	c.conn.Close()
+	if c.stop != nil {
+		c.stop()
+	}
+}
+
+// failure puts into words why a call failed.
+func (c *connection) failure(err error) error {
+	select {
+	case <-c.died:
+		return c.ended()
+	default:
+		return callError(c.server, err)
+	}
+}
+
+// ended says why the agent in this process ended.
+func (c *connection) ended() error {
+	if cause := c.cause(); cause != nil {
+		return noAgentf("tracing ended: %w", cause)
+	}
+	return noAgentf("tracing ended")
+}
+
+// connect finds the agent, or becomes one.
+func (s *server) connect(ctx context.Context) (*connection, error) {
+	s.resolve()
+	path, local := socketPath(s.target)
+	if !local {
+		return s.connectTLS()
+	}
+	err := s.knock(ctx, path)
+	switch {
+	case err == nil:
+		return s.connectSocket(path)
+	case ctx.Err() != nil:
+		return nil, noAgentf("interrupted")
+	case errors.Is(err, os.ErrPermission):
+		return nil, noAgentf("not allowed to ask the agent at %s: run this as root (sudo replypath …)", s.target)
+	case s.named:
+		return nil, noAgentf("no agent answers at %s: %v", s.target, innermost(err))
+	case s.world.euid() != 0:
+		return nil, noAgentf("no agent runs here (%s: %v): start replypath-agent, or run this as root (sudo replypath …) to trace without one",
+			path, innermost(err))
+	}
+	return s.embed(ctx)
+}
+
+// resolve settles which server is meant: flag, then environment, then the default.
+func (s *server) resolve() {
+	if s.target != "" {
+		s.named = true
+		return
+	}
+	if env := s.world.getenv("REPLYPATH_SERVER"); env != "" {
+		s.target, s.named = env, true
+		return
+	}
+	s.target = defaultServer
+}
+
+// socketPath returns the path of unix:///path and unix:path.
+func socketPath(target string) (string, bool) {
+	path, ok := strings.CutPrefix(target, "unix:")
+	if !ok {
+		return "", false
+	}
+	if rest, ok := strings.CutPrefix(path, "//"); ok {
+		path = rest
+	}
+	return path, true
+}
+
+// knock reports whether somebody listens on the socket.
+func (s *server) knock(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn, err := s.world.dial(ctx, "unix", path)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+func (s *server) connectSocket(path string) (*connection, error) {
+	dial := func(ctx context.Context, _ string) (net.Conn, error) { return s.world.dial(ctx, "unix", path) }
+	conn, err := newConn("passthrough:///agent", insecure.NewCredentials(), grpc.WithContextDialer(dial), grpc.WithAuthority("localhost"))
+	if err != nil {
+		return nil, noAgentf("connect to %s: %w", s.target, err)
+	}
+	return &connection{TracerClient: tracev1.NewTracerClient(conn), server: s.target, conn: conn}, nil
+}
+
+func (s *server) connectTLS() (*connection, error) {
+	address := strings.TrimPrefix(s.target, "tcp://")
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return nil, usagef("server %q is neither unix:///PATH nor HOST:PORT", s.target)
+	}
+	if s.cert == "" || s.key == "" || s.trust == "" {
+		return nil, usagef("server %s is reached by TLS: --tls-cert, --tls-key and --tls-ca are needed", s.target)
+	}
+	creds, err := s.credentials()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := newConn("dns:///"+address, creds)
+	if err != nil {
+		return nil, noAgentf("connect to %s: %w", s.target, err)
+	}
+	return &connection{TracerClient: tracev1.NewTracerClient(conn), server: s.target, conn: conn}, nil
+}
+
+func (s *server) credentials() (credentials.TransportCredentials, error) {
+	cert, err := tls.LoadX509KeyPair(s.cert, s.key)
+	if err != nil {
+		return nil, usagef("read client certificate: %w", err)
+	}
+	pem, err := os.ReadFile(s.trust)
+	if err != nil {
+		return nil, usagef("read certificate authority: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, usagef("read certificate authority: %s holds no PEM certificate", s.trust)
+	}
+	return credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13}), nil
+}
+
+func newConn(target string, creds credentials.TransportCredentials, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
+	opts = append(opts, grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+	return grpc.NewClient(target, opts...)
+}

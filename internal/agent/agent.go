@@ -1,0 +1,159 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/replypath/replypath/internal/netfilter"
+	"github.com/replypath/replypath/internal/netstate"
+	"github.com/replypath/replypath/internal/probe"
+	"github.com/replypath/replypath/internal/recorder"
+	"github.com/replypath/replypath/internal/stream"
+	"github.com/replypath/replypath/internal/version"
+)
+
+// Defaults of Config, as the command line shows them.
+const (
+	DefaultListen        = "unix:///run/replypath/agent.sock"
+	DefaultMetricsListen = "127.0.0.1:9464"
+	DefaultMaxAge        = 10 * time.Minute
+	DefaultMaxBytes      = 16 << 20
+	DefaultRingBytes     = 8 << 20
+)
+
+// ErrUnsupported says that this kernel, or these privileges, do not allow to
+// trace. The error that wraps it is one line that names what is missing.
+var ErrUnsupported = probe.ErrUnsupported
+
+// ErrUsage says that the configuration cannot be meant so.
+var ErrUsage = errors.New("bad configuration")
+
+// Config of an agent. Zero values take the defaults, but for the addresses.
+type Config struct {
+	Node          string          // its name in findings; default: the host's name
+	Listen        []string        // gRPC: "unix:///path" or "tcp://host:port"
+	Listeners     []net.Listener  // gRPC: open already, for callers in this process
+	TLS           stream.TLSFiles // for tcp://
+	MetricsListen string          // "host:port"; "": none
+	MaxAge        time.Duration   // of what is kept
+	MaxBytes      int             // of what is kept
+	RingBytes     int             // ring buffer, a power of two
+	Log           *slog.Logger
+}
+
+func (c *Config) setDefaults() error {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Node == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("find the node's name: %w", err)
+		}
+		c.Node = name
+	}
+	if c.RingBytes == 0 {
+		c.RingBytes = DefaultRingBytes
+	}
+	if page := os.Getpagesize(); c.RingBytes < page || c.RingBytes&(c.RingBytes-1) != 0 {
+		return fmt.Errorf("%w: ring buffer of %d bytes: want a power of two, %d or more", ErrUsage, c.RingBytes, page)
+	}
+	if c.MaxAge < 0 || c.MaxBytes < 0 {
+		return fmt.Errorf("%w: negative bound on what is kept", ErrUsage)
+	}
+	return nil
+}
+
+// task is a part of the agent that runs until the context is done.
+type task interface {
+	Run(ctx context.Context) error
+	String() string
+}
+
+// Run traces and serves until ctx is done. It calls ready once, when all hooks
+// are attached and all addresses are served. The error is nil when ctx ended it.
+func Run(ctx context.Context, cfg Config, ready func()) error {
+	if err := cfg.setDefaults(); err != nil {
+		return err
+	}
+	a, err := newAgent(cfg)
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	g, ctx := errgroup.WithContext(ctx)
+	for _, t := range a.tasks {
+		g.Go(func() error {
+			if err := t.Run(ctx); err != nil {
+				return fmt.Errorf("%s: %w", t, err)
+			}
+			return nil
+		})
+	}
+	a.ready.Store(true)
+	ready()
+	return g.Wait()
+}
+
+// newAgent opens everything, or nothing.
+func newAgent(cfg Config) (_ *agent, err error) {
+	a := &agent{node: cfg.Node, started: time.Now(), log: cfg.Log}
+	defer func() {
+		if err != nil {
+			a.close()
+		}
+	}()
+	// Addresses first: a second agent must fail before it attaches anything.
+	serving := stream.Options{Source: a, Listen: cfg.Listen, Listeners: cfg.Listeners, TLS: cfg.TLS}
+	server, err := stream.NewServer(serving)
+	if err != nil {
+		return nil, err
+	}
+	a.closers = append(a.closers, server.Close)
+	if a.places, err = netstate.NewDirectory(); err != nil {
+		return nil, fmt.Errorf("read the names of network namespaces: %w", err)
+	}
+	a.reader = netstate.NewReader(a.places, netfilter.Verdicts)
+	a.closers = append(a.closers, a.reader.Close)
+	a.recorder = recorder.New(recorder.Config{MaxAge: cfg.MaxAge, MaxBytes: cfg.MaxBytes})
+	if a.probe, err = probe.Open(probe.Config{RingBytes: cfg.RingBytes}); err != nil {
+		return nil, err
+	}
+	a.closers = append(a.closers, a.probe.Close)
+	a.investigator = newInvestigator(cfg.Node, a.reader, a.recorder, cfg.Log)
+	a.pipeline = newPipeline(a.probe, a.places, a.recorder, a.investigator, cfg.Log)
+	a.tasks = []task{a.pipeline, a.investigator, server, &lossWatch{a}}
+	a.logHooks()
+	// Reading the kernel's BTF took some 30 MB that are not needed again.
+	debug.FreeOSMemory()
+	return a, nil
+}
+
+func (a *agent) logHooks() {
+	attached := 0
+	for _, h := range a.probe.Status() {
+		if h.State == probe.Attached {
+			attached++
+			continue
+		}
+		a.log.Warn("hook not attached", "hook", h.Name, "state", h.State, "reason", h.Reason)
+	}
+	a.log.Info("tracing", "node", a.node, "version", version.String(), "kernel", kernelRelease(), "hooks", attached)
+}
+
+func kernelRelease() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}

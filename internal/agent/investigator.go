@@ -1,0 +1,241 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/replypath/replypath/internal/netstate"
+	"github.com/replypath/replypath/internal/recorder"
+	"github.com/replypath/replypath/pkg/trace"
+	"github.com/replypath/replypath/pkg/trace/diagnose"
+)
+
+// Bounds of the investigation. A flood of cases of one kind asks its host once
+// a second, not once a packet.
+const (
+	caseQueue     = 4096
+	investigators = 3
+	readTimeout   = time.Second
+	answerAge     = time.Second
+	maxAnswers    = 1024
+	explainedAge  = 2 * time.Minute
+	maxExplained  = 65536
+)
+
+// investigator asks the host about each case, once, and has it diagnosed.
+type investigator struct {
+	node     string
+	reader   *netstate.Reader
+	recorder *recorder.Recorder
+	log      *slog.Logger
+
+	queue chan trace.Case
+	open  atomic.Int64  // cases queued or under way
+	lost  atomic.Uint64 // cases that found the queue full
+	cases atomic.Uint64
+
+	flights singleflight.Group
+	mu      sync.Mutex
+	answers map[answerKey]answer
+	// explained holds the fault that explains a path: what else befalls the path comes of it.
+	explained map[pathKey]explained
+}
+
+type answer struct {
+	state trace.HostState
+	at    time.Time
+}
+
+type pathKey struct {
+	connection trace.Tuple
+	first      int64
+}
+
+type explained struct {
+	fault string
+	at    time.Time
+}
+
+func newInvestigator(node string, reader *netstate.Reader, r *recorder.Recorder, log *slog.Logger) *investigator {
+	return &investigator{
+		node: node, reader: reader, recorder: r, log: log,
+		queue:     make(chan trace.Case, caseQueue),
+		answers:   make(map[answerKey]answer),
+		explained: make(map[pathKey]explained),
+	}
+}
+
+// String names the task.
+func (i *investigator) String() string { return "investigator" }
+
+// Run investigates until ctx is done.
+func (i *investigator) Run(ctx context.Context) error {
+	var g errgroup.Group
+	for range investigators {
+		g.Go(func() error {
+			for {
+				select {
+				case c := <-i.queue:
+					i.investigate(ctx, &c)
+					i.open.Add(-1)
+				case <-ctx.Done():
+					return nil
+				}
+			}
+		})
+	}
+	return g.Wait()
+}
+
+// submit queues a case, and never waits.
+func (i *investigator) submit(c trace.Case) {
+	if _, wanted := diagnose.Question(&c); !wanted {
+		return
+	}
+	i.cases.Add(1)
+	i.open.Add(1)
+	select {
+	case i.queue <- c:
+	default:
+		i.open.Add(-1)
+		i.lost.Add(1)
+	}
+}
+
+// wait returns when no case is open.
+func (i *investigator) wait(ctx context.Context) {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for i.open.Load() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (i *investigator) investigate(ctx context.Context, c *trace.Case) {
+	for _, suspect := range diagnose.Suspects(c) {
+		if i.explain(ctx, &suspect) {
+			return
+		}
+	}
+	i.explain(ctx, c)
+}
+
+// explain asks the case's host and keeps the finding, if there is one.
+func (i *investigator) explain(ctx context.Context, c *trace.Case) bool {
+	q, wanted := diagnose.Question(c)
+	if !wanted {
+		return false
+	}
+	s, err := i.ask(ctx, q)
+	if err != nil {
+		if !errors.Is(err, netstate.ErrNoNamespace) {
+			i.log.Debug("cannot read host state", "netns", q.Place.Netns, "err", err)
+		}
+		s = trace.HostState{ReadAt: time.Now(), Unread: []string{err.Error()}}
+	}
+	f, ok := diagnose.Explain(c, &s)
+	if !ok {
+		return false
+	}
+	f.Where.Node = i.node
+	if i.claims(&f, c) {
+		i.recorder.AddFinding(f)
+	}
+	return true
+}
+
+// claims reports whether a finding is what explains its path: the first one
+// does, and its repetitions.
+func (i *investigator) claims(f *trace.Finding, c *trace.Case) bool {
+	key := pathKey{c.Path.Connection, c.Path.First.UnixNano()}
+	fault := fmt.Sprintf("%s %s %d %s", f.ID, f.Direction, f.Where.Place.Netns, strings.Join(f.Fix, "\n"))
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if e, ok := i.explained[key]; ok && e.fault != fault {
+		return false
+	}
+	if len(i.explained) >= maxExplained {
+		i.forgetExplained(c.Event.Time)
+	}
+	i.explained[key] = explained{fault, c.Event.Time}
+	return true
+}
+
+func (i *investigator) forgetExplained(now time.Time) {
+	for k, e := range i.explained {
+		if now.Sub(e.at) > explainedAge {
+			delete(i.explained, k)
+		}
+	}
+	if len(i.explained) >= maxExplained {
+		clear(i.explained)
+	}
+}
+
+// answerKey is a question without what varies from one connection to the next.
+type answerKey struct {
+	netns   trace.Netns
+	packet  trace.Tuple
+	flags   trace.TCPFlags
+	in, out uint32
+	mark    uint32
+	filters string
+	ct      uint8
+}
+
+func keyOf(q *trace.Question) answerKey {
+	k := answerKey{
+		netns: q.Place.Netns, packet: q.Packet, flags: q.Flags, in: q.In, out: q.Out, mark: q.Mark,
+		filters: fmt.Sprint(q.Filters), ct: q.Conntrack.Info,
+	}
+	clientSide := &k.packet.Src
+	if q.Flags.IsSYNACK() {
+		clientSide = &k.packet.Dst
+	}
+	*clientSide = portless(*clientSide)
+	return k
+}
+
+// ask reads the host's state, or takes the answer to the same question a moment ago.
+func (i *investigator) ask(ctx context.Context, q trace.Question) (trace.HostState, error) {
+	key := keyOf(&q)
+	i.mu.Lock()
+	a, ok := i.answers[key]
+	i.mu.Unlock()
+	if ok && time.Since(a.at) < answerAge {
+		return a.state, nil
+	}
+	v, err, _ := i.flights.Do(fmt.Sprint(key), func() (any, error) {
+		ctx, cancel := context.WithTimeout(ctx, readTimeout)
+		defer cancel()
+		s, err := i.reader.Read(ctx, q)
+		if err != nil {
+			return s, err
+		}
+		i.keepAnswer(key, s)
+		return s, nil
+	})
+	return v.(trace.HostState), err
+}
+
+func (i *investigator) keepAnswer(key answerKey, s trace.HostState) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if len(i.answers) >= maxAnswers {
+		clear(i.answers)
+	}
+	i.answers[key] = answer{s, time.Now()}
+}

@@ -1,0 +1,120 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/replypath/replypath/internal/netstate"
+	"github.com/replypath/replypath/internal/probe"
+	"github.com/replypath/replypath/internal/recorder"
+	"github.com/replypath/replypath/pkg/trace"
+	"github.com/replypath/replypath/pkg/trace/correlate"
+)
+
+// Causes of loss behind the ring buffer.
+const (
+	lossPathTable = "path table full"
+	lossCaseQueue = "case queue full"
+)
+
+// pipeline is the one way that data flows: events from the probe are joined into
+// paths; cases go to the investigator; what is done goes to the recorder.
+type pipeline struct {
+	probe        *probe.Probe
+	places       *netstate.Directory
+	table        *correlate.Table // used by the reading goroutine alone
+	recorder     *recorder.Recorder
+	investigator *investigator
+	log          *slog.Logger
+
+	evicted   atomic.Uint64 // of the table, for other goroutines
+	livePaths atomic.Int64
+	drops     *dropCounter
+
+	mu      sync.Mutex
+	settles []chan struct{} // who waits for what was seen to be handed out
+}
+
+func newPipeline(p *probe.Probe, places *netstate.Directory, r *recorder.Recorder, i *investigator, log *slog.Logger) *pipeline {
+	return &pipeline{
+		probe: p, places: places, recorder: r, investigator: i, log: log,
+		table: correlate.New(correlate.Config{Place: places.Place}),
+		drops: newDropCounter(),
+	}
+}
+
+// String names the task.
+func (p *pipeline) String() string { return "pipeline" }
+
+// Run reads events until ctx is done.
+func (p *pipeline) Run(ctx context.Context) error {
+	return p.probe.Run(ctx, p.add, p.idle)
+}
+
+func (p *pipeline) add(ev *trace.Event) {
+	p.places.Place(ev.Netns) // learn its name while it is there
+	if ev.Hook == trace.HookDrop {
+		p.drops.add(ev.Reason)
+	}
+	p.table.Add(ev)
+	p.handOut()
+}
+
+// idle is called when the ring is empty.
+func (p *pipeline) idle() {
+	p.table.Advance(time.Now())
+	p.mu.Lock()
+	settles := p.settles
+	p.settles = nil
+	p.mu.Unlock()
+	if len(settles) > 0 {
+		p.table.Flush()
+	}
+	p.handOut()
+	for _, done := range settles {
+		close(done)
+	}
+}
+
+func (p *pipeline) handOut() {
+	for _, c := range p.table.Cases() {
+		p.investigator.submit(c)
+	}
+	for _, path := range p.table.Done() {
+		p.recorder.AddPath(path)
+	}
+	p.evicted.Store(p.table.Evicted())
+	p.livePaths.Store(int64(p.table.Len()))
+}
+
+// settle waits until everything that the kernel has told so far is in the
+// recorder, and all cases that are open have been investigated.
+func (p *pipeline) settle(ctx context.Context) {
+	done := make(chan struct{})
+	p.mu.Lock()
+	p.settles = append(p.settles, done)
+	p.mu.Unlock()
+	if err := p.probe.Flush(); err != nil {
+		return // it is closing
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return
+	}
+	p.investigator.wait(ctx)
+}
+
+// losses returns what was lost since start, by cause.
+func (p *pipeline) losses() map[string]uint64 {
+	losses, err := p.probe.Losses()
+	if err != nil {
+		p.log.Warn("cannot read loss counters", "err", err)
+	}
+	losses[lossPathTable] = p.evicted.Load()
+	losses[lossCaseQueue] = p.investigator.lost.Load()
+	return losses
+}

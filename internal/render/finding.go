@@ -1,0 +1,289 @@
+package render
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	tracev1 "github.com/replypath/replypath/api/trace/v1"
+)
+
+// maxEvidence is how many lines of evidence the text shows; JSON has all.
+const maxEvidence = 12
+
+// Finding returns a finding as a block: a headline, the request and the reply
+// path with the break marked, then why, where, fix, verify, evidence, and the
+// other connections that met the same fault.
+func (t Text) Finding(f *tracev1.Finding) string {
+	var b strings.Builder
+	t.headline(&b, f, "")
+	p := f.GetPath()
+	t.field(&b, "request", t.requestLine(f, p))
+	t.field(&b, "reply", t.replyLine(f, p))
+	t.lines(&b, "why", whyLines(f))
+	t.field(&b, "where", words(plain, whereTold(f.GetWhere())))
+	t.lines(&b, "fix", commands(f.GetFix()))
+	t.lines(&b, "verify", commands(f.GetVerify()))
+	t.lines(&b, "seen", t.evidence(f.GetEvidence()))
+	t.lines(&b, "also", others(f))
+	return b.String()
+}
+
+// Again returns one line for a finding that was shown before and goes on.
+func (t Text) Again(f *tracev1.Finding) string {
+	var b strings.Builder
+	t.headline(&b, f, " AGAIN")
+	return b.String()
+}
+
+// headline puts what happened to whom on the left and, where there is room, the
+// finding's id and weight at the right margin.
+func (t Text) headline(b *strings.Builder, f *tracev1.Finding, again string) {
+	mark, s := severityMark(f)
+	p := f.GetPath()
+	left := word{styled(s, mark+" "+outcome(f)+again), styled(bold, "  "+tuple(p.GetProtocol(), p.GetClient(), p.GetServer()))}
+	right := strings.Join(weight(f), ", ")
+	t.word(b, left)
+	if gap := t.width() - left.columns() - columns(Escape(right)); right == "" {
+		b.WriteByte('\n')
+		return
+	} else if gap >= 2 {
+		b.WriteString(strings.Repeat(" ", gap) + Escape(right) + "\n")
+		return
+	}
+	b.WriteByte('\n')
+	t.field(b, "finding", words(plain, right))
+}
+
+func severityMark(f *tracev1.Finding) (string, style) {
+	switch f.GetSeverity() {
+	case "error":
+		return "x", red
+	case "info":
+		return "-", bold
+	}
+	return "!", yellow
+}
+
+// refusals are the findings whose packet was answered with a refusal, not lost.
+var refusals = map[string]bool{"port-not-listening": true, "netfilter-reject": true, "redirect-target-not-listening": true}
+
+// outcome says in capitals what became of the packet.
+func outcome(f *tracev1.Finding) string {
+	what := "PACKET"
+	if f.GetDirection() != tracev1.Direction_DIRECTION_UNSPECIFIED {
+		what = f.GetDirection().String()
+	}
+	switch {
+	case f.GetSeverity() == "info":
+		return what + " NOTE"
+	case f.GetSeverity() != "error":
+		return what + " AT RISK"
+	case refusals[f.GetId()]:
+		return what + " REFUSED"
+	}
+	return what + " LOST"
+}
+
+// weight is id, confidence and how often in which time.
+func weight(f *tracev1.Finding) []string {
+	parts := []string{f.GetId()}
+	if f.GetConfidence() != "" {
+		parts = append(parts, f.GetConfidence())
+	}
+	switch n := f.GetCount(); {
+	case n == 1:
+		parts = append(parts, "once")
+	case n > 1:
+		times := grouped(uint64(n)) + " times"
+		if f.GetFirstSeen().IsValid() && f.GetLastSeen().IsValid() {
+			if span := f.GetLastSeen().AsTime().Sub(f.GetFirstSeen().AsTime()); span > 0 {
+				times += " in " + short(span)
+			}
+		}
+		parts = append(parts, times)
+	}
+	return parts
+}
+
+// short writes a duration with two or three digits: 2.5s, 41ms, 4m50s.
+func short(d time.Duration) string {
+	switch {
+	case d >= 10*time.Second:
+		return d.Round(time.Second).String()
+	case d >= time.Second:
+		return d.Round(100 * time.Millisecond).String()
+	case d >= time.Millisecond:
+		return d.Round(time.Millisecond).String()
+	}
+	return d.Round(time.Microsecond).String()
+}
+
+func (t Text) requestLine(f *tracev1.Finding, p *tracev1.Path) []word {
+	ws := line(f, t.requestWay(p), tracev1.Direction_REQUEST)
+	var notes []string
+	if n := p.GetRequests(); n > 0 {
+		notes = append(notes, packets(p.GetProtocol(), n, "SYN"))
+	}
+	if c := p.GetProcess(); c.GetComm() != "" {
+		notes = append(notes, fmt.Sprintf("from %s, pid %d", c.GetComm(), c.GetPid()))
+	}
+	if f.GetDirection() == tracev1.Direction_REPLY && len(ws) > 0 {
+		notes = append(notes, "delivered")
+	}
+	return append(ws, noted(notes)...)
+}
+
+func (t Text) replyLine(f *tracev1.Finding, p *tracev1.Path) []word {
+	ws := line(f, t.replyWay(p), tracev1.Direction_REPLY)
+	if len(ws) == 0 {
+		return words(dim, "none seen")
+	}
+	var notes []string
+	if hops := p.GetReply(); len(hops) > 0 && hops[0].GetCount() > 0 {
+		name := "SYN-ACK"
+		if refusals[f.GetId()] {
+			name = "RST"
+		}
+		notes = append(notes, packets(p.GetProtocol(), hops[0].GetCount(), name))
+	}
+	if p.GetAnswered() {
+		notes = append(notes, "reached the client")
+	}
+	return append(ws, noted(notes)...)
+}
+
+func noted(notes []string) []word {
+	if len(notes) == 0 {
+		return nil
+	}
+	return words(dim, "("+strings.Join(notes, ", ")+")")
+}
+
+// line draws one direction, with the break if the finding is about it.
+func line(f *tracev1.Finding, w way, d tracev1.Direction) []word {
+	if f.GetDirection() != d {
+		return w.draw(-1, nil)
+	}
+	at := hopAt(w.hops, f.GetWhere())
+	mark := breakMark(f, d == tracev1.Direction_REPLY && neverLeft(w, at))
+	switch {
+	case at >= 0:
+		return w.draw(at, mark)
+	case len(w.hops) > 0:
+		return append(w.draw(-1, nil), mark...)
+	}
+	at0 := f.GetWhere()
+	return append([]word{unbroken(bold, w.box(at0.GetNetns(), at0.GetNetnsInode(), at0.GetWorkload()))}, mark...)
+}
+
+// neverLeft reports whether the answering host did not send the reply at all.
+func neverLeft(w way, at int) bool {
+	return len(w.hops) == 0 || at == 0 && len(w.hops) == 1 && w.hops[0].GetInDevice() == "" && w.hops[0].GetOutDevice() == ""
+}
+
+func breakMark(f *tracev1.Finding, never bool) []word {
+	mark, s := severityMark(f)
+	ws := append([]word{unbroken(s, mark)}, words(s, breakTold(f))...)
+	if never {
+		ws = append(ws, words(s, "(never left)")...)
+	}
+	return ws
+}
+
+// breakTold says in a few words, beside the break, why the packet got no
+// further. Findings without words of their own are told by their id.
+func breakTold(f *tracev1.Finding) string {
+	client, server := f.GetPath().GetClient(), f.GetPath().GetServer()
+	if n := len(f.GetPath().GetRequest()); n > 0 { // after NAT, as the host where it arrived saw it
+		server = or(f.GetPath().GetRequest()[n-1].GetDestination(), server)
+	}
+	switch f.GetId() {
+	case "reply-no-route":
+		return "no route to " + host(client)
+	case "reply-route-rejected":
+		return "route rejects " + host(client)
+	case "rp-filter-drop":
+		return "dropped by reverse-path filter"
+	case "neighbor-unresolved":
+		return "next hop does not answer"
+	case "forwarding-disabled":
+		return "forwarding is off"
+	case "vip-not-local":
+		return host(server) + " is not an address of this host"
+	case "netfilter-drop":
+		if hook := f.GetWhere().GetHook(); hook != "" {
+			return "dropped by a filter at " + hook
+		}
+		return "dropped by a filter"
+	case "port-not-listening":
+		return "nobody listens on port " + port(server)
+	}
+	return strings.ReplaceAll(f.GetId(), "-", " ")
+}
+
+// whyLines are the summary and the cause; a cause that repeats the summary stands alone.
+func whyLines(f *tracev1.Finding) [][]word {
+	summary, cause := strings.TrimSpace(f.GetSummary()), strings.TrimSpace(f.GetCause())
+	if cause == "" || strings.HasPrefix(cause, strings.TrimSuffix(summary, ".")) {
+		summary, cause = or(cause, summary), ""
+	}
+	var rows [][]word
+	if summary != "" {
+		rows = append(rows, words(bold, summary))
+	}
+	if cause != "" {
+		rows = append(rows, words(plain, cause))
+	}
+	return rows
+}
+
+func whereTold(at *tracev1.Where) string {
+	var parts []string
+	if at.GetWorkload() != "" {
+		parts = append(parts, at.GetWorkload())
+	}
+	switch {
+	case at.GetNetns() != "" && at.GetNetnsInode() != 0:
+		parts = append(parts, fmt.Sprintf("netns %s (%d)", at.GetNetns(), at.GetNetnsInode()))
+	case at.GetNetns() != "" || at.GetNetnsInode() != 0:
+		parts = append(parts, strings.TrimPrefix("netns "+placeName(at.GetNetns(), at.GetNetnsInode(), ""), "netns netns "))
+	}
+	for _, p := range []struct{ name, value string }{
+		{"device", at.GetDevice()}, {"hook", at.GetHook()}, {"node", at.GetNode()},
+	} {
+		if p.value != "" {
+			parts = append(parts, p.name+" "+p.value)
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// commands are never wrapped: they are there to be copied.
+func commands(list []string) [][]word {
+	rows := make([][]word, 0, len(list))
+	for _, c := range list {
+		if strings.HasPrefix(c, "#") {
+			rows = append(rows, words(dim, c))
+			continue
+		}
+		rows = append(rows, []word{unbroken(green, c)})
+	}
+	return rows
+}
+
+func (t Text) evidence(list []*tracev1.Evidence) [][]word {
+	var rows [][]word
+	for i, e := range list {
+		if i == maxEvidence {
+			rows = append(rows, words(dim, fmt.Sprintf("and %d more (-o json shows all)", len(list)-i)))
+			break
+		}
+		var row []word
+		if e.GetTime().IsValid() {
+			row = append(row, unbroken(dim, t.clock(e.GetTime().AsTime())))
+		}
+		rows = append(rows, append(row, words(plain, e.GetText())...))
+	}
+	return rows
+}

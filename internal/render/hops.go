@@ -1,0 +1,122 @@
+package render
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	tracev1 "github.com/replypath/replypath/api/trace/v1"
+)
+
+// A way is one direction of a path as it is drawn: namespaces in brackets, and
+// beside them the devices that the packet left and came in by.
+//
+//	[client] eth0 -> lan0 [router] net0 -> eth0 [backend]
+type way struct {
+	hops     []*tracev1.Hop
+	src, dst string // what the first hop should carry; a difference is NAT
+	origin   string // who sent it, if that was not seen
+	trim     string // Text.Trim
+}
+
+func (t Text) requestWay(p *tracev1.Path) way {
+	return way{p.GetRequest(), p.GetClient(), p.GetServer(), host(p.GetClient()), t.Trim}
+}
+
+func (t Text) replyWay(p *tracev1.Path) way {
+	w := way{p.GetReply(), p.GetServer(), p.GetClient(), host(p.GetServer()), t.Trim}
+	if n := len(p.GetRequest()); n > 0 {
+		last := p.GetRequest()[n-1]
+		w.src, w.dst = last.GetDestination(), last.GetSource()
+	}
+	return w
+}
+
+// draw returns one word for each hop. The hop at stop, if there is one, has
+// words of its own after it, which say why the packet got no further.
+func (w way) draw(stop int, mark []word) []word {
+	var ws []word
+	if len(w.hops) > 0 && w.hops[0].GetInDevice() != "" {
+		ws = append(ws, unbroken(plain, w.origin))
+	}
+	src, dst := w.src, w.dst
+	for i, h := range w.hops {
+		arrow := len(ws) > 0
+		if i == stop+1 && stop >= 0 {
+			ws = append(ws, words(dim, "(and went on)")...)
+		}
+		ws = append(ws, w.hopWord(h, arrow))
+		ws = append(ws, translation(src, dst, h)...)
+		src, dst = or(h.GetSource(), src), or(h.GetDestination(), dst)
+		if i == stop {
+			ws = append(ws, mark...)
+		}
+	}
+	return ws
+}
+
+func (w way) hopWord(h *tracev1.Hop, arrow bool) word {
+	var drawn word
+	if arrow {
+		drawn = append(drawn, styled(dim, "-> "))
+	}
+	if h.GetInDevice() != "" {
+		drawn = append(drawn, styled(plain, h.GetInDevice()+" "))
+	}
+	drawn = append(drawn, styled(bold, w.box(h.GetNetns(), h.GetNetnsInode(), h.GetWorkload())))
+	if h.GetOutDevice() != "" {
+		drawn = append(drawn, styled(plain, " "+h.GetOutDevice()))
+	}
+	return drawn
+}
+
+// translation says what NAT on a hop's host changed.
+func translation(src, dst string, h *tracev1.Hop) []word {
+	var ws []word
+	if s := h.GetSource(); s != "" && src != "" && s != src {
+		ws = append(ws, unbroken(dim, "{from "+s+"}"))
+	}
+	if d := h.GetDestination(); d != "" && dst != "" && d != dst {
+		ws = append(ws, unbroken(dim, "{to "+d+"}"))
+	}
+	return ws
+}
+
+func (w way) box(netns string, inode uint32, workload string) string {
+	return "[" + placeName(strings.TrimPrefix(netns, w.trim), inode, workload) + "]"
+}
+
+// placeName names a namespace as its operator does: the workload in it, its
+// name under /run/netns, or its inode number.
+func placeName(netns string, inode uint32, workload string) string {
+	switch {
+	case workload != "":
+		return workload
+	case netns != "":
+		return netns
+	case inode != 0:
+		return fmt.Sprintf("netns %d", inode)
+	}
+	return "?"
+}
+
+// hopAt returns the index of the last hop in the namespace where the fault is, or -1.
+func hopAt(hops []*tracev1.Hop, at *tracev1.Where) int {
+	for i, h := range slices.Backward(hops) {
+		if at.GetNetnsInode() != 0 && h.GetNetnsInode() != 0 {
+			if at.GetNetnsInode() == h.GetNetnsInode() {
+				return i
+			}
+		} else if at.GetNetns() != "" && at.GetNetns() == h.GetNetns() {
+			return i
+		}
+	}
+	return -1
+}
+
+func or(s, otherwise string) string {
+	if s != "" {
+		return s
+	}
+	return otherwise
+}

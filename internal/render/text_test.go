@@ -1,0 +1,165 @@
+package render_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	tracev1 "github.com/replypath/replypath/api/trace/v1"
+	"github.com/replypath/replypath/internal/render"
+)
+
+var findings = []struct {
+	name    string
+	finding func() *tracev1.Finding
+}{
+	{"reply-never-left", noRoute},
+	{"reply-lost-at-router", rpFilter},
+	{"request-lost-at-filter", filterDrop},
+	{"request-refused-ipv6", refused6},
+	{"reply-went-on", outside},
+	{"hostile", hostile},
+	{"empty", func() *tracev1.Finding { return &tracev1.Finding{} }},
+}
+
+func TestFinding(t *testing.T) {
+	for _, tc := range findings {
+		t.Run(tc.name, func(t *testing.T) {
+			golden(t, "finding/"+tc.name+".txt", render.Text{}.Finding(tc.finding()))
+		})
+	}
+}
+
+func TestFindingNarrow(t *testing.T) {
+	const width = 60
+	text := render.Text{Width: width}.Finding(noRoute())
+	golden(t, "finding/narrow.txt", text)
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, "ip netns exec") {
+			continue // commands are never wrapped
+		}
+		if n := len(strings.TrimRight(line, "\n")); n > width {
+			t.Errorf("line has %d columns: %q", n, line)
+		}
+	}
+	if !strings.Contains(text, "ip netns exec backend ip route add default via 10.2.0.1 dev eth0\n") {
+		t.Error("the command was wrapped")
+	}
+}
+
+func TestFindingColor(t *testing.T) {
+	text := render.Text{Color: true}.Finding(noRoute())
+	golden(t, "finding/color.txt", text)
+	if strip(text) != (render.Text{}).Finding(noRoute()) {
+		t.Error("colour changed the layout")
+	}
+}
+
+// strip removes "select graphic rendition" sequences.
+func strip(s string) string {
+	var b strings.Builder
+	for {
+		before, after, found := strings.Cut(s, "\x1b[")
+		b.WriteString(before)
+		if !found {
+			return b.String()
+		}
+		_, s, _ = strings.Cut(after, "m")
+	}
+}
+
+func TestHostileTextIsHarmless(t *testing.T) {
+	f := hostile()
+	texts := map[string]string{
+		"finding": render.Text{}.Finding(f),
+		"path":    render.Text{}.Path(f.GetPath()),
+		"summary": render.Text{}.Summary(&tracev1.Summary{LostEvents: 2, Paths: 1, Losses: []*tracev1.Loss{{Cause: "\x1b[2J", Count: 2}}}),
+		"lost":    render.Text{}.Lost(&tracev1.LostEvents{Count: 2, Cause: "\x1b[2J"}),
+		"status": render.Text{}.Status([]*tracev1.Node{{Name: "\x1bn", Kernel: "\u202e6", Hooks: []*tracev1.HookStatus{
+			{Name: "\x07", State: "\x1b[", Reason: "\x00\xff"}}}}),
+	}
+	for name, text := range texts {
+		for _, r := range strings.ReplaceAll(text, "\n", "") {
+			if !unicode.IsPrint(r) {
+				t.Errorf("%s holds %U:\n%q", name, r, text)
+				break
+			}
+		}
+	}
+}
+
+func TestEvidenceIsBounded(t *testing.T) {
+	f := noRoute()
+	for i := range 40 {
+		f.Evidence = append(f.Evidence, &tracev1.Evidence{Text: fmt.Sprintf("retransmission %d", i)})
+	}
+	text := render.Text{}.Finding(f)
+	if !strings.Contains(text, "and 31 more (-o json shows all)") || strings.Contains(text, "retransmission 10") {
+		t.Errorf("evidence is not cut after 12 lines:\n%s", text)
+	}
+}
+
+func TestClockZone(t *testing.T) {
+	zone := time.FixedZone("", 2*60*60)
+	if text := (render.Text{Zone: zone}).Finding(noRoute()); !strings.Contains(text, "14:00:01.104 SYN came in") {
+		t.Errorf("evidence is not in the zone asked for:\n%s", text)
+	}
+}
+
+func TestPath(t *testing.T) {
+	answered := refused6().GetPath()
+	answered.LastSeen = at("12:00:01.106")
+	unanswered := noRoute().GetPath()
+	unseen := &tracev1.Path{Protocol: "udp", Client: "10.0.0.1:53000", Server: "10.0.0.53:53", Requests: 2, LastSeen: at("12:00:02.000")}
+	got := render.Text{}.Path(answered) + render.Text{}.Path(unanswered) + render.Text{}.Path(unseen)
+	golden(t, "paths.txt", got)
+}
+
+func TestSummary(t *testing.T) {
+	cases := map[string]*tracev1.Summary{
+		"fault":        {Verdict: "fault", Paths: 12, Findings: 1, Nodes: 1},
+		"faults-lossy": {Verdict: "fault", Paths: 1, Findings: 2, Nodes: 3, LostEvents: 1, Losses: []*tracev1.Loss{{Cause: "ring buffer full", Count: 1}}},
+		"ok":           {Verdict: "ok", Paths: 2113, Nodes: 1},
+		"nothing":      {Verdict: "ok", Nodes: 1},
+		"incomplete": {Verdict: "incomplete", Paths: 4, Nodes: 1, LostEvents: 2113,
+			Losses: []*tracev1.Loss{{Cause: "ring_buffer_full", Count: 2000}, {Cause: "none", Count: 0}, {Cause: "path table full", Count: 113}}},
+	}
+	for name, s := range cases {
+		t.Run(name, func(t *testing.T) { golden(t, "summary/"+name+".txt", render.Text{}.Summary(s)) })
+	}
+}
+
+func node() *tracev1.Node {
+	return &tracev1.Node{
+		Name: "worker-1", Version: "v0.1.0", Kernel: "6.18.0", Tier: "base", Events: 1204512, Started: at("12:00:00.000"),
+		LivePaths: 3, KeptPaths: 2113, KeptFindings: 1,
+		Losses: []*tracev1.Loss{{Cause: "ring buffer full", Count: 2113}, {Cause: "path table full", Count: 0}},
+		Hooks: []*tracev1.HookStatus{
+			{Name: "kfree_skb", State: "attached"},
+			{Name: "fib6_table_lookup", State: "absent", Reason: "the kernel has no such tracepoint; it was built without IPv6, or the module that holds it is not loaded"},
+			{Name: "tcp_send_reset", State: "refused", Reason: "operation not permitted"},
+		},
+	}
+}
+
+func TestStatus(t *testing.T) {
+	small := &tracev1.Node{Name: "worker-2", Version: "v0.1.0", Kernel: "5.10.0", Tier: "base"}
+	golden(t, "status.txt", render.Text{}.Status([]*tracev1.Node{node(), small}))
+	if got := (render.Text{}).Status(nil); got != "No node answered.\n" {
+		t.Errorf("Status(nil) = %q", got)
+	}
+}
+
+func TestAgain(t *testing.T) {
+	golden(t, "again.txt", render.Text{}.Again(noRoute())+render.Text{}.Again(rpFilter()))
+}
+
+func TestLost(t *testing.T) {
+	got := render.Text{}.Lost(&tracev1.LostEvents{Count: 2113, Cause: "this client reads too slowly"})
+	want := "! 2,113 messages were lost (this client reads too slowly): there may be faults that are not shown.\n"
+	if got != want {
+		t.Errorf("Lost = %q, want %q", got, want)
+	}
+}
