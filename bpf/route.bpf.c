@@ -32,6 +32,8 @@ struct lookup {
 	__s32 reason;
 	__u32 netns; /* 0: the hook does not tell */
 	__u16 hook;
+	__u16 sport; /* ports are 0 in lookups that forward a packet */
+	__u16 dport;
 };
 
 /* A packet is received, routed and answered within one softirq run. */
@@ -71,6 +73,10 @@ static __always_inline int emit_miss(const struct lookup *l)
 		e->tuple.sport = last->tuple.dport;
 		e->tuple.dport = last->tuple.sport;
 	}
+	if (l->sport || l->dport) {
+		e->tuple.sport = l->sport;
+		e->tuple.dport = l->dport;
+	}
 	__builtin_memcpy(e->tuple.saddr, l->saddr, 16);
 	__builtin_memcpy(e->tuple.daddr, l->daddr, 16);
 	bpf_ringbuf_submit(e, wakeup_flags());
@@ -90,6 +96,8 @@ int BPF_PROG(trace_route_miss4, u32 table, const struct flowi4 *fl, const struct
 	__builtin_memcpy(l.saddr, &s, 4);
 	__builtin_memcpy(l.daddr, &d, 4);
 	l.mark = BPF_CORE_READ(fl, __fl_common.flowic_mark);
+	l.sport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.sport));
+	l.dport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.dport));
 	l.table = table;
 	l.reason = err;
 	return emit_miss(&l);
@@ -111,6 +119,8 @@ int BPF_PROG(trace_route_miss6, const struct net *net, const struct fib6_result 
 	BPF_CORE_READ_INTO(&l.saddr, fl, saddr);
 	BPF_CORE_READ_INTO(&l.daddr, fl, daddr);
 	l.mark = BPF_CORE_READ(fl, __fl_common.flowic_mark);
+	l.sport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.sport));
+	l.dport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.dport));
 	l.netns = BPF_CORE_READ(net, ns.inum);
 	return emit_miss(&l);
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/replypath/replypath/internal/metrics"
 	"github.com/replypath/replypath/internal/netfilter"
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/internal/probe"
@@ -129,9 +130,17 @@ func newAgent(cfg Config) (_ *agent, err error) {
 		return nil, err
 	}
 	a.closers = append(a.closers, a.probe.Close)
-	a.investigator = newInvestigator(cfg.Node, a.reader, a.recorder, cfg.Log)
+	a.investigator = newInvestigator(cfg.Node, a.reader, a.places, a.recorder, cfg.Log)
 	a.pipeline = newPipeline(a.probe, a.places, a.recorder, a.investigator, cfg.Log)
 	a.tasks = []task{a.pipeline, a.investigator, server, &lossWatch{a}}
+	if cfg.MetricsListen != "" {
+		m, err := metrics.NewServer(cfg.MetricsListen, metrics.Handler(metrics.NewRegistry(a), a.isReady))
+		if err != nil {
+			return nil, err
+		}
+		a.closers = append(a.closers, m.Close)
+		a.tasks = append(a.tasks, m)
+	}
 	a.logHooks()
 	// Reading the kernel's BTF took some 30 MB that are not needed again.
 	debug.FreeOSMemory()

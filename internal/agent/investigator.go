@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/replypath/replypath/internal/metrics"
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/internal/recorder"
 	"github.com/replypath/replypath/pkg/trace"
@@ -35,6 +38,7 @@ const (
 type investigator struct {
 	node     string
 	reader   *netstate.Reader
+	places   *netstate.Directory
 	recorder *recorder.Recorder
 	log      *slog.Logger
 
@@ -48,6 +52,7 @@ type investigator struct {
 	answers map[answerKey]answer
 	// explained holds the fault that explains a path: what else befalls the path comes of it.
 	explained map[pathKey]explained
+	made      map[metrics.Finding]uint64
 }
 
 type answer struct {
@@ -65,12 +70,13 @@ type explained struct {
 	at    time.Time
 }
 
-func newInvestigator(node string, reader *netstate.Reader, r *recorder.Recorder, log *slog.Logger) *investigator {
+func newInvestigator(node string, reader *netstate.Reader, places *netstate.Directory, r *recorder.Recorder, log *slog.Logger) *investigator {
 	return &investigator{
-		node: node, reader: reader, recorder: r, log: log,
+		node: node, reader: reader, places: places, recorder: r, log: log,
 		queue:     make(chan trace.Case, caseQueue),
 		answers:   make(map[answerKey]answer),
 		explained: make(map[pathKey]explained),
+		made:      make(map[metrics.Finding]uint64),
 	}
 }
 
@@ -139,7 +145,7 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case) bool {
 	if !wanted {
 		return false
 	}
-	s, err := i.ask(ctx, q)
+	s, err := i.ask(ctx, q, c)
 	if err != nil {
 		if !errors.Is(err, netstate.ErrNoNamespace) {
 			i.log.Debug("cannot read host state", "netns", q.Place.Netns, "err", err)
@@ -171,7 +177,15 @@ func (i *investigator) claims(f *trace.Finding, c *trace.Case) bool {
 		i.forgetExplained(c.Event.Time)
 	}
 	i.explained[key] = explained{fault, c.Event.Time}
+	i.made[metrics.Finding{ID: f.ID, Direction: f.Direction.String()}]++
 	return true
+}
+
+// findings returns how many cases each finding explained so far.
+func (i *investigator) findings() map[metrics.Finding]uint64 {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return maps.Clone(i.made)
 }
 
 func (i *investigator) forgetExplained(now time.Time) {
@@ -205,12 +219,12 @@ func keyOf(q *trace.Question) answerKey {
 	if q.Flags.IsSYNACK() {
 		clientSide = &k.packet.Dst
 	}
-	*clientSide = portless(*clientSide)
+	*clientSide = netip.AddrPortFrom(clientSide.Addr(), 0)
 	return k
 }
 
 // ask reads the host's state, or takes the answer to the same question a moment ago.
-func (i *investigator) ask(ctx context.Context, q trace.Question) (trace.HostState, error) {
+func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case) (trace.HostState, error) {
 	key := keyOf(&q)
 	i.mu.Lock()
 	a, ok := i.answers[key]
@@ -224,6 +238,12 @@ func (i *investigator) ask(ctx context.Context, q trace.Question) (trace.HostSta
 		s, err := i.reader.Read(ctx, q)
 		if err != nil {
 			return s, err
+		}
+		if diagnose.DependsOnPath(c, &s) {
+			s.PathGateways = i.pathGateways(c)
+		}
+		if diagnose.DependsOnOwner(c, &s) {
+			s.Owners = i.owners(q.Packet.Dst.Addr(), q.Place.Netns)
 		}
 		i.keepAnswer(key, s)
 		return s, nil

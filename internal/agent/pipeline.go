@@ -16,8 +16,9 @@ import (
 
 // Causes of loss behind the ring buffer.
 const (
-	lossPathTable = "path table full"
-	lossCaseQueue = "case queue full"
+	lossPathTable = "path_table_full"
+	lossCaseQueue = "case_queue_full"
+	lossRecorder  = "recorder_full" // findings forgotten before their time
 )
 
 // pipeline is the one way that data flows: events from the probe are joined into
@@ -32,7 +33,7 @@ type pipeline struct {
 
 	evicted   atomic.Uint64 // of the table, for other goroutines
 	livePaths atomic.Int64
-	drops     *dropCounter
+	drops     dropCounter
 
 	mu      sync.Mutex
 	settles []chan struct{} // who waits for what was seen to be handed out
@@ -42,7 +43,6 @@ func newPipeline(p *probe.Probe, places *netstate.Directory, r *recorder.Recorde
 	return &pipeline{
 		probe: p, places: places, recorder: r, investigator: i, log: log,
 		table: correlate.New(correlate.Config{Place: places.Place}),
-		drops: newDropCounter(),
 	}
 }
 
@@ -116,5 +116,6 @@ func (p *pipeline) losses() map[string]uint64 {
 	}
 	losses[lossPathTable] = p.evicted.Load()
 	losses[lossCaseQueue] = p.investigator.lost.Load()
+	losses[lossRecorder] = p.recorder.Stats().FindingsForgotten
 	return losses
 }

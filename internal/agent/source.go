@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/replypath/replypath/internal/metrics"
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/internal/probe"
 	"github.com/replypath/replypath/internal/recorder"
@@ -74,6 +75,37 @@ func (a *agent) Status() stream.Status {
 	}
 	for _, h := range a.probe.Status() {
 		s.Hooks = append(s.Hooks, stream.HookStatus{Name: h.Name, State: string(h.State), Reason: h.Reason})
+	}
+	return s
+}
+
+// isReady says whether the agent traces.
+func (a *agent) isReady() error {
+	if !a.ready.Load() {
+		return errors.New("not tracing yet")
+	}
+	return nil
+}
+
+// Stats implements metrics.Source.
+func (a *agent) Stats() metrics.Stats {
+	s := metrics.Stats{
+		Version: version.String(),
+		Events:  make(map[string]uint64),
+		Lost:    a.pipeline.losses(),
+		Drops:   a.pipeline.drops.snapshot(),
+		Cases:   a.investigator.cases.Load(),
+		Live:    int(a.pipeline.livePaths.Load()),
+		Hooks:   make(map[string]bool),
+
+		Findings: a.investigator.findings(),
+		Recorder: a.recorder.Stats(),
+	}
+	for h, n := range a.probe.EventsByHook() {
+		s.Events[h.String()] = n
+	}
+	for _, h := range a.probe.Status() {
+		s.Hooks[h.Name] = h.State == probe.Attached
 	}
 	return s
 }

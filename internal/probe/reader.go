@@ -88,12 +88,12 @@ func (p *Probe) EventsByHook() map[trace.Hook]uint64 {
 
 // LossCauses names the causes of loss, in the order of enum loss in bpf/event.h.
 var LossCauses = [...]string{
-	dropLossLOSS_RING_FULL:  "ring buffer full",
-	dropLossLOSS_NOT_LINEAR: "packet header not linear",
+	dropLossLOSS_RING_FULL:  "ring_buffer_full",
+	dropLossLOSS_NOT_LINEAR: "header_not_linear",
 }
 
 // LossUndecoded is the cause of records that user space could not decode.
-const LossUndecoded = "record not decoded"
+const LossUndecoded = "record_not_decoded"
 
 // Losses returns how many events were lost so far, by cause.
 func (p *Probe) Losses() (map[string]uint64, error) {

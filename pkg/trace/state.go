@@ -41,6 +41,14 @@ type HostState struct {
 	// Gateways are the gateways of the routes that this host has, in its main table, best first.
 	Gateways []Gateway
 
+	// Of other namespaces of this node, read only where the diagnosis depends on them:
+
+	// PathGateways are addresses, on links of this host, of the namespaces that the
+	// request came through, the one nearest to the client first.
+	PathGateways []Gateway
+	// Owners are the namespaces that have the packet's destination among their addresses.
+	Owners []Place
+
 	Filters []FilterVerdict // the rules or policies that drop the packet; more than one: candidates
 
 	Forwarding bool // IPv4: of the in device; IPv6: of the namespace (conf/all/forwarding)

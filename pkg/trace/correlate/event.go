@@ -224,12 +224,19 @@ func (t *Table) addDrop(ev *trace.Event) {
 		t.addHandshakeDrop(ev)
 		return
 	}
+	if ev.Flags&(trace.RST|trace.FIN) != 0 {
+		return
+	}
 	p, d := t.findTuple(ev.Netns, ev.Tuple)
-	if p == nil || p.closed || ev.Flags&(trace.RST|trace.FIN) != 0 {
+	if p == nil {
+		p, d = t.adopt(ev)
+	}
+	if p.closed {
 		return
 	}
 	p.drops++
-	p.last = ev.Time
+	p.last, p.changed = ev.Time, true
+	p.dropAt(d, ev)
 	if p.drops >= dataDrops {
 		t.open(p, trace.SymptomDrop, d, ev)
 	}

@@ -200,6 +200,18 @@ func (t *Table) create(seq uint32, tuple trace.Tuple, ev *trace.Event) *path {
 	return p
 }
 
+// adopt starts a path with a packet of a connection that was there before us.
+// Who is the client can only be guessed: the side with the higher port.
+func (t *Table) adopt(ev *trace.Event) (*path, trace.Direction) {
+	tuple, d := ev.Tuple, trace.Request
+	if tuple.Src.Port() < tuple.Dst.Port() {
+		tuple, d = tuple.Reverse(), trace.Reply
+	}
+	p := t.create(ev.Seq, tuple, ev)
+	t.touch(p, tuple, ev)
+	return p, d
+}
+
 // touch marks a path as active and makes it findable by this tuple.
 func (t *Table) touch(p *path, tuple trace.Tuple, ev *trace.Event) {
 	if ev.Time.After(p.last) {

@@ -21,7 +21,7 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		}
 		if back := c.Miss.Tuple; back.IsValid() && back.Dst.Addr() == ev.Tuple.Src.Addr() {
 			// The lookup for the answer names the address that really answers: after a DNAT it is another.
-			q.Packet.Dst = back.Src
+			q.Packet = back.Reverse()
 		}
 		return q, true
 	case trace.SymptomRefused, trace.SymptomLoop:
@@ -42,6 +42,19 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		}
 	}
 	return trace.Question{}, false
+}
+
+// DependsOnPath reports whether the mend depends on who is on this host's links
+// along the path: then HostState.PathGateways has to be filled.
+func DependsOnPath(c *trace.Case, s *trace.HostState) bool {
+	l, ok := lookupBack(c, s)
+	return ok && l.Done && !l.Found() && !l.Rejected()
+}
+
+// DependsOnOwner reports whether the cause depends on who owns the packet's
+// destination: then HostState.Owners has to be filled.
+func DependsOnOwner(c *trace.Case, s *trace.HostState) bool {
+	return c.Direction == trace.Request && wasNotTaken(c, s) && !s.Forwarding && s.Onward.Found()
 }
 
 // Suspects returns the cases that have to be looked at before c itself: hosts

@@ -135,13 +135,18 @@ func addRoute(c *trace.Case, s *trace.HostState, to netip.Addr) string {
 	return at(c.Place, "%s route add default via %s dev %s", ipCommand(to), gateway, quote(dev)) + "   # " + why
 }
 
-// chooseGateway finds a router that this host can reach: one that it already
-// uses, best on the device that the request came in by, else the neighbour that
-// handed it the request.
+// chooseGateway finds a router that this host can reach: on this node, the
+// nearest to the client that the request came through; else one that the host
+// already uses on the device that the request came in by; else the neighbour
+// that handed it the request.
 func chooseGateway(c *trace.Case, s *trace.HostState) (gateway netip.Addr, device, why string) {
+	for _, g := range s.PathGateways {
+		return g.Addr, g.Device.Name, fmt.Sprintf("%s is the router on the request's way", g.Addr)
+	}
+	inUse := fmt.Sprintf("is a gateway that %s uses already", name(c.Place))
 	for _, g := range s.Gateways {
 		if g.Device.Index == c.Arrival.Device.Index {
-			return g.Addr, g.Device.Name, fmt.Sprintf("%s is a gateway that %s uses already", g.Addr, name(c.Place))
+			return g.Addr, g.Device.Name, fmt.Sprintf("%s %s", g.Addr, inUse)
 		}
 	}
 	if c.Direction == trace.Request || c.Symptom == trace.SymptomSilence {
@@ -150,7 +155,7 @@ func chooseGateway(c *trace.Case, s *trace.HostState) (gateway netip.Addr, devic
 		}
 	}
 	for _, g := range s.Gateways {
-		return g.Addr, g.Device.Name, fmt.Sprintf("%s is a gateway that %s uses already", g.Addr, name(c.Place))
+		return g.Addr, g.Device.Name, fmt.Sprintf("%s %s", g.Addr, inUse)
 	}
 	return netip.Addr{}, "", ""
 }
@@ -277,9 +282,7 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 		if !listens {
 			return nil
 		}
-	case !wasNotTaken(c, s):
-		return nil
-	case !listens && s.Onward.Found() && !isHostOnly(s):
+	case !wasNotTaken(c, s) || s.Onward.Found() && (s.Forwarding || mustForward(c, s)):
 		return nil
 	}
 	e := &explanation{
@@ -302,11 +305,42 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 	return e
 }
 
-// isHostOnly reports whether a namespace that does not forward is likely a host
-// and not a router: its way to the packet's destination is its default route or
-// leads back to where the packet came from.
-func isHostOnly(s *trace.HostState) bool {
-	return !s.Forwarding && (isDefault(s.Onward.Prefix) || s.Onward.Device.Index == s.In.Index)
+// mustForward decides, for a host that has a route to a request's destination
+// and neither owns the destination nor forwards, whether it is a router with
+// forwarding off or a server that has lost an address. A route of its own for
+// the destination makes it a router, a socket on the port makes it a server;
+// where both or neither is so, whether the destination lives on this node decides.
+func mustForward(c *trace.Case, s *trace.HostState) bool {
+	route, listens, elsewhere := hasOwnRoute(s), hasListener(s), ownedElsewhere(c, s)
+	if route == listens {
+		return elsewhere
+	}
+	return route
+}
+
+// hasOwnRoute reports whether the way on is more than the default route, and
+// more than the link on which the packet came in.
+func hasOwnRoute(s *trace.HostState) bool {
+	l := &s.Onward
+	if isDefault(l.Prefix) {
+		return false
+	}
+	back := l.Device.Index == s.In.Index && !l.Gateway.IsValid()
+	return !back || l.Prefix.IsValid() && l.Prefix.IsSingleIP()
+}
+
+// ownedElsewhere reports whether a namespace that the request has not passed yet owns its destination.
+func ownedElsewhere(c *trace.Case, s *trace.HostState) bool {
+	for _, owner := range s.Owners {
+		passed := false
+		for i := range c.Path.Request {
+			passed = passed || c.Path.Request[i].Place.Netns == owner.Netns
+		}
+		if !passed {
+			return true
+		}
+	}
+	return false
 }
 
 func explainForwardingDisabled(c *trace.Case, s *trace.HostState) *explanation {

@@ -1,0 +1,75 @@
+package agent
+
+import (
+	"net/netip"
+
+	"github.com/replypath/replypath/internal/netstate"
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// maxOwners bounds how many namespaces are asked who owns an address.
+const maxOwners = 256
+
+// pathGateways returns the addresses of the namespaces that a request came
+// through which are on a link of the case's host, nearest to the client first.
+func (i *investigator) pathGateways(c *trace.Case) []trace.Gateway {
+	own, err := i.reader.Addresses(c.Place.Netns)
+	if err != nil {
+		return nil
+	}
+	var gateways []trace.Gateway
+	for n := range c.Path.Request {
+		h := &c.Path.Request[n]
+		if h.Place.Netns == c.Place.Netns {
+			break
+		}
+		if h.In.Index == 0 || h.Out.Index == 0 {
+			continue // the client itself
+		}
+		theirs, err := i.reader.Addresses(h.Place.Netns)
+		if err != nil {
+			continue
+		}
+		gateways = append(gateways, onLink(own, theirs, c.Event.Tuple.Dst.Addr().Is6())...)
+	}
+	return gateways
+}
+
+// onLink returns those of their addresses that lie within a prefix of ours, and by which device of ours.
+func onLink(own, theirs []netstate.Address, six bool) []trace.Gateway {
+	var gateways []trace.Gateway
+	for _, t := range theirs {
+		a := t.Prefix.Addr()
+		if a.Is6() != six || a.IsLinkLocalUnicast() || a.IsLoopback() {
+			continue
+		}
+		for _, o := range own {
+			if !o.Prefix.IsSingleIP() && o.Prefix.Masked().Contains(a) && o.Prefix.Addr() != a {
+				gateways = append(gateways, trace.Gateway{Addr: a, Device: o.Device})
+				break
+			}
+		}
+	}
+	return gateways
+}
+
+// owners returns the namespaces of this node, other than one, that have an address.
+func (i *investigator) owners(a netip.Addr, other trace.Netns) []trace.Place {
+	var owners []trace.Place
+	for _, ns := range i.places.Reachable(maxOwners) {
+		if ns == other {
+			continue
+		}
+		addrs, err := i.reader.Addresses(ns)
+		if err != nil {
+			continue
+		}
+		for _, have := range addrs {
+			if have.Prefix.Addr() == a {
+				owners = append(owners, i.places.Place(ns))
+				break
+			}
+		}
+	}
+	return owners
+}

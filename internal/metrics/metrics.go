@@ -1,0 +1,87 @@
+// Package metrics shows the agent's counters to Prometheus and its health to
+// whoever supervises it. Nothing is counted here: the counters are read from
+// their owners when they are asked for.
+//
+// No address, port, process or name that traffic can choose is ever a label,
+// and the series of each metric are capped, so that no traffic can fill a
+// Prometheus.
+package metrics
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metric describes one metric, for the collector and for docs/metrics.md.
+type Metric struct {
+	Name   string
+	Type   string // "counter" or "gauge"
+	Labels []string
+	Help   string
+}
+
+// The metrics' places in the catalogue.
+const (
+	buildInfo = iota
+	events
+	lostEvents
+	drops
+	cases
+	findings
+	pathsLive
+	hooksAttached
+	recorderBytes
+	recorderFindings
+	recorderPaths
+	recorderForgotten
+	metricCount
+)
+
+var catalogue = [metricCount]Metric{
+	buildInfo:         {"replypath_build_info", "gauge", []string{"version", "goversion"}, "The agent's version; the value is always 1."},
+	events:            {"replypath_events_total", "counter", []string{"hook"}, "Events read from the kernel, by hook."},
+	lostEvents:        {"replypath_lost_events_total", "counter", []string{"cause"}, "Events and answers lost, by cause."},
+	drops:             {"replypath_drops_total", "counter", []string{"reason"}, "Packets that the kernel dropped, by its reason; the reasons after the first 64 count as other."},
+	cases:             {"replypath_cases_total", "counter", nil, "Cases opened: paths that came under suspicion."},
+	findings:          {"replypath_findings_total", "counter", []string{"id", "direction"}, "Cases that were diagnosed, by finding and direction."},
+	pathsLive:         {"replypath_paths_live", "gauge", nil, "Paths that are being followed."},
+	hooksAttached:     {"replypath_hooks_attached", "gauge", []string{"hook"}, "Whether a hook is attached (1) or not (0)."},
+	recorderBytes:     {"replypath_recorder_bytes", "gauge", nil, "Memory that kept findings and paths hold, as estimated."},
+	recorderFindings:  {"replypath_recorder_findings", "gauge", nil, "Findings kept."},
+	recorderPaths:     {"replypath_recorder_paths", "gauge", nil, "Paths kept."},
+	recorderForgotten: {"replypath_recorder_forgotten_total", "counter", []string{"kind"}, "Findings and paths given up before their time because memory was full."},
+}
+
+// Describe lists the metrics of the agent itself, in the order of the documentation.
+func Describe() []Metric { return append([]Metric(nil), catalogue[:]...) }
+
+// WriteDocs writes the metrics as a Markdown table.
+func WriteDocs(w io.Writer) error {
+	var b strings.Builder
+	b.WriteString("| metric | type | labels | says |\n| --- | --- | --- | --- |\n")
+	for _, m := range catalogue {
+		labels := "-"
+		if len(m.Labels) > 0 {
+			labels = "`" + strings.Join(m.Labels, "`, `") + "`"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, m.Type, labels, m.Help)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// descriptor returns what the Prometheus library calls the metric by.
+func (m Metric) descriptor() *prometheus.Desc {
+	return prometheus.NewDesc(m.Name, m.Help, m.Labels, nil)
+}
+
+// valueType returns the library's name for the type.
+func (m Metric) valueType() prometheus.ValueType {
+	if m.Type == "counter" {
+		return prometheus.CounterValue
+	}
+	return prometheus.GaugeValue
+}

@@ -1,0 +1,74 @@
+package netstate
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// Address is an address of a namespace, with the prefix of its link.
+type Address struct {
+	Device trace.Device
+	Prefix netip.Prefix
+}
+
+// Addresses lists the addresses that a namespace has on its devices.
+func (r *Reader) Addresses(ns trace.Netns) ([]Address, error) {
+	target, err := r.dir.Open(ns)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of namespace %d: %w", ns, err)
+	}
+	defer target.Close()
+	h, err := netlink.NewHandleAt(target, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of namespace %d: %w", ns, err)
+	}
+	defer h.Close()
+	links, err := h.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list devices of namespace %d: %w", ns, err)
+	}
+	names := make(map[int]string, len(links))
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of namespace %d: %w", ns, err)
+	}
+	var out []Address
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if !ok {
+			continue
+		}
+		ones, _ := a.Mask.Size()
+		out = append(out, Address{
+			Device: trace.Device{Index: uint32(a.LinkIndex), Name: names[a.LinkIndex]},
+			Prefix: netip.PrefixFrom(ip.Unmap(), ones),
+		})
+	}
+	return out, nil
+}
+
+// Reachable lists up to limit namespaces that have a name, or another path by which they can be opened.
+func (d *Directory) Reachable(limit int) []trace.Netns {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	all := make([]trace.Netns, 0, len(d.paths)+1)
+	if d.host.Netns != 0 {
+		all = append(all, d.host.Netns)
+	}
+	for ns := range d.paths {
+		if ns != d.host.Netns {
+			all = append(all, ns)
+		}
+	}
+	slices.Sort(all)
+	return all[:min(limit, len(all))]
+}
