@@ -26,6 +26,25 @@ func (a *answer) exit() error {
 	return nil
 }
 
+// connections counts those that the answer tells of: in paths and in findings.
+func (a *answer) connections() uint32 {
+	type connection struct{ protocol, client, server string }
+	seen := make(map[connection]bool)
+	omitted := uint32(0)
+	for _, p := range a.paths {
+		seen[connection{p.GetProtocol(), p.GetClient(), p.GetServer()}] = true
+	}
+	for _, f := range a.findings {
+		p := f.GetPath()
+		seen[connection{p.GetProtocol(), p.GetClient(), p.GetServer()}] = true
+		for _, c := range f.GetConnections() {
+			seen[connection{c.GetProtocol(), c.GetClient(), c.GetServer()}] = true
+		}
+		omitted += f.GetConnectionsOmitted()
+	}
+	return uint32(len(seen)) + omitted
+}
+
 // pending reports whether a connection still waits for its reply.
 func (a *answer) pending() bool {
 	for _, p := range a.paths {

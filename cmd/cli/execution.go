@@ -40,7 +40,10 @@ func (w *world) explainCommand(ctx context.Context, s *server, o explainOptions)
 	}
 	defer conn.close()
 	run, err := w.execute(running, program, o.command)
-	if err != nil {
+	switch {
+	case err != nil && running.Err() != nil:
+		return noAgentf("interrupted")
+	case err != nil:
 		return usagef("run %q: %w", o.command[0], innermost(err))
 	}
 	if run.ended != "" {

@@ -157,7 +157,7 @@ func (r *labResult) own(whole *answer) *answer {
 	}
 	lost := whole.summary
 	own.summary = &tracev1.Summary{
-		Verdict: "ok", Paths: uint32(len(own.paths)), Findings: uint32(len(own.findings)),
+		Verdict: "ok", Paths: own.connections(), Findings: uint32(len(own.findings)),
 		LostEvents: lost.GetLostEvents(), Losses: lost.GetLosses(), Nodes: lost.GetNodes(),
 	}
 	switch {

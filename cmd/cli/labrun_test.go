@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"testing"
 
 	tracev1 "github.com/replypath/replypath/api/trace/v1"
@@ -9,7 +10,7 @@ import (
 )
 
 func through(netns ...string) *tracev1.Path {
-	p := &tracev1.Path{}
+	p := &tracev1.Path{Protocol: "tcp", Client: strings.Join(netns, "+")}
 	for _, name := range netns {
 		p.Request = append(p.Request, &tracev1.Hop{Netns: name})
 	}
@@ -34,7 +35,7 @@ func TestLabKeepsItsOwn(t *testing.T) {
 	}
 	r.answer = r.own(whole)
 	s := r.answer.summary
-	if len(r.answer.findings) != 1 || len(r.answer.paths) != 1 || s.GetPaths() != 1 || s.GetFindings() != 1 || s.GetLostEvents() != 7 || s.GetVerdict() != "fault" {
+	if len(r.answer.findings) != 1 || len(r.answer.paths) != 1 || s.GetPaths() != 2 || s.GetFindings() != 1 || s.GetLostEvents() != 7 || s.GetVerdict() != "fault" {
 		t.Errorf("kept %v", r.answer)
 	}
 	if got, want := r.got(), "reply-no-route REPLY at be"; got != want || got != wanted(l) {

@@ -74,6 +74,14 @@ func newTestWorld(args ...string) *testWorld {
 
 func (t *testWorld) run() int { return run(context.Background(), t.world) }
 
+// interruptWhen interrupts the command as soon as something is so.
+func (t *testWorld) interruptWhen(so func() bool) {
+	for !so() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.interrupts <- struct{}{}
+}
+
 // alone makes the world one where no agent runs.
 func (t *testWorld) alone(euid int, trace func(context.Context, embedding) error) *testWorld {
 	t.dial = func(context.Context, string, string) (net.Conn, error) {
@@ -159,14 +167,16 @@ func TestEmbedded(t *testing.T) {
 			stopped := false
 			w := newTestWorld(strings.Fields(tc.args)...).alone(0, embeddedFake(f, &stopped))
 			if tc.interrupt {
-				time.AfterFunc(300*time.Millisecond, func() { w.interrupts <- struct{}{} })
+				go w.interruptWhen(func() bool {
+					return strings.Contains(w.err.String(), "Ctrl-C") || strings.Contains(w.out.String(), "LOST")
+				})
 			}
 			start := time.Now()
 			w.expect(t, w.run(), tc.code, tc.stdout, alone+tc.stderr)
 			if !stopped {
 				t.Error("the agent in this process was not stopped")
 			}
-			if took := time.Since(start); took > 5*time.Second {
+			if took := time.Since(start); took > 9*time.Second {
 				t.Errorf("took %v", took)
 			}
 			for _, q := range f.requests() {
@@ -246,8 +256,8 @@ func TestCommandSettles(t *testing.T) {
 		answered bool
 		from, to time.Duration
 	}{
-		{"answered", true, settleTime, settleTime + 2*time.Second},
-		{"still waiting", false, pendingTime, pendingTime + 2*time.Second},
+		{"answered", true, settleTime, settleTime + 10*time.Second},
+		{"still waiting", false, pendingTime, pendingTime + 10*time.Second},
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
@@ -279,14 +289,17 @@ func TestCommandWithoutConnections(t *testing.T) {
 // TestInterruptedCommand ends a command that runs without a terminal, also one that does not heed SIGINT.
 func TestInterruptedCommand(t *testing.T) {
 	for script, ended := range map[string]string{
-		"exec sleep 60": "interrupt",
+		`echo $$ > "$0"; exec sleep 60`:                                  "interrupt",
 		`trap "" INT; echo $$ > "$0"; while :; do sleep 60 & wait; done`: "killed",
 	} {
 		t.Run(ended, func(t *testing.T) {
 			f := &fakeTracer{answers: []*tracev1.ExplainResponse{findingAnswer("x"), summaryAnswer(1, 1)}, watch: untilGone}
 			file := filepath.Join(t.TempDir(), "pid")
 			w := newTestWorld("explain", "--server", f.socket(t), "--", "sh", "-c", script, file)
-			time.AfterFunc(500*time.Millisecond, func() { w.interrupts <- struct{}{} })
+			go w.interruptWhen(func() bool {
+				_, err := os.Stat(file)
+				return err == nil
+			})
 			w.expect(t, w.run(), exitFault, "x REPLY LOST.*", "replypath: sh was ended by a signal: "+ended+"\n")
 			if pid, err := os.ReadFile(file); err == nil {
 				group, _ := strconv.Atoi(strings.TrimSpace(string(pid)))
@@ -295,6 +308,22 @@ func TestInterruptedCommand(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestInterruptedBeforeTheCommand has Ctrl-C pressed before anything runs.
+func TestInterruptedBeforeTheCommand(t *testing.T) {
+	f := &fakeTracer{watch: untilGone}
+	file := filepath.Join(t.TempDir(), "ran")
+	w := newTestWorld("explain", "--server", f.socket(t), "--", "touch", file)
+	w.interruptible = func(ctx context.Context) (context.Context, context.CancelFunc) {
+		ctx, cancel := context.WithCancel(ctx)
+		cancel()
+		return ctx, cancel
+	}
+	w.expect(t, w.run(), exitNoAgent, "", "replypath: interrupted\n")
+	if _, err := os.Stat(file); err == nil {
+		t.Error("the command ran")
 	}
 }
 

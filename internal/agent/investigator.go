@@ -22,13 +22,15 @@ import (
 	"github.com/replypath/replypath/pkg/trace/diagnose"
 )
 
-// Bounds of the investigation. A flood of cases of one kind asks its host once
-// a second, not once a packet.
+// Bounds of the investigation. A flood of cases of one kind asks its host some
+// times a second, not once a packet.
 const (
 	caseQueue     = 4096
 	investigators = 3
 	readTimeout   = time.Second
-	answerAge     = time.Second
+	answerAge     = 50 * time.Millisecond // how long an answer serves cases of its kind, at least
+	answerShare   = 20                    // so many times the read's own duration, so that one question takes at most 5% of a core
+	maxAnswerAge  = time.Second
 	maxAnswers    = 1024
 	explainedAge  = 2 * time.Minute
 	maxExplained  = 65536
@@ -57,7 +59,7 @@ type investigator struct {
 
 type answer struct {
 	state trace.HostState
-	at    time.Time
+	until time.Time
 }
 
 type pathKey struct {
@@ -131,12 +133,24 @@ func (i *investigator) wait(ctx context.Context) {
 }
 
 func (i *investigator) investigate(ctx context.Context, c *trace.Case) {
+	i.verifyPlaces(c)
 	for _, suspect := range diagnose.Suspects(c) {
 		if i.explain(ctx, &suspect) {
 			return
 		}
 	}
 	i.explain(ctx, c)
+}
+
+// verifyPlaces looks again at the names of the case's namespaces: a finding must
+// not blame the one that had the same inode a moment ago.
+func (i *investigator) verifyPlaces(c *trace.Case) {
+	c.Place = i.places.Verify(c.Place.Netns)
+	for _, hops := range [][]trace.Hop{c.Path.Request, c.Path.Reply} {
+		for n := range hops {
+			hops[n].Place = i.places.Verify(hops[n].Place.Netns)
+		}
+	}
 }
 
 // explain asks the case's host and keeps the finding, if there is one.
@@ -201,7 +215,7 @@ func (i *investigator) forgetExplained(now time.Time) {
 
 // answerKey is a question without what varies from one connection to the next.
 type answerKey struct {
-	netns   trace.Netns
+	place   trace.Place
 	packet  trace.Tuple
 	flags   trace.TCPFlags
 	in, out uint32
@@ -212,7 +226,7 @@ type answerKey struct {
 
 func keyOf(q *trace.Question) answerKey {
 	k := answerKey{
-		netns: q.Place.Netns, packet: q.Packet, flags: q.Flags, in: q.In, out: q.Out, mark: q.Mark,
+		place: q.Place, packet: q.Packet, flags: q.Flags, in: q.In, out: q.Out, mark: q.Mark,
 		filters: fmt.Sprint(q.Filters), ct: q.Conntrack.Info,
 	}
 	clientSide := &k.packet.Src
@@ -229,12 +243,13 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 	i.mu.Lock()
 	a, ok := i.answers[key]
 	i.mu.Unlock()
-	if ok && time.Since(a.at) < answerAge {
+	if ok && time.Now().Before(a.until) {
 		return a.state, nil
 	}
 	v, err, _ := i.flights.Do(fmt.Sprint(key), func() (any, error) {
 		ctx, cancel := context.WithTimeout(ctx, readTimeout)
 		defer cancel()
+		started := time.Now()
 		s, err := i.reader.Read(ctx, q)
 		if err != nil {
 			return s, err
@@ -245,17 +260,17 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		if diagnose.DependsOnOwner(c, &s) {
 			s.Owners = i.owners(q.Packet.Dst.Addr(), q.Place.Netns)
 		}
-		i.keepAnswer(key, s)
+		i.keepAnswer(key, s, time.Since(started))
 		return s, nil
 	})
 	return v.(trace.HostState), err
 }
 
-func (i *investigator) keepAnswer(key answerKey, s trace.HostState) {
+func (i *investigator) keepAnswer(key answerKey, s trace.HostState, took time.Duration) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if len(i.answers) >= maxAnswers {
 		clear(i.answers)
 	}
-	i.answers[key] = answer{s, time.Now()}
+	i.answers[key] = answer{s, time.Now().Add(min(max(answerAge, answerShare*took), maxAnswerAge))}
 }

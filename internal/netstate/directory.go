@@ -3,6 +3,7 @@ package netstate
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -105,6 +106,32 @@ func (d *Directory) Place(ns trace.Netns) trace.Place {
 		return place
 	}
 	return d.find(ns, now)
+}
+
+// Verify names a namespace as Place does, but looks whether the name still leads
+// to it: inodes are used again as soon as their namespace is gone, and between
+// two scans the name may be that of the one before.
+func (d *Directory) Verify(ns trace.Netns) trace.Place {
+	place := d.Place(ns)
+	if ns == 0 || place.Host && place.Name == "" || d.leadsTo(place.Name, ns) {
+		return place
+	}
+	now := d.now()
+	d.scanning.Lock()
+	if now.Sub(d.scanned) >= checkInterval {
+		d.scan(now)
+	}
+	d.scanning.Unlock()
+	return d.Place(ns)
+}
+
+// leadsTo reports whether a name is that of the namespace now.
+func (d *Directory) leadsTo(name string, ns trace.Netns) bool {
+	if name == "" {
+		return false
+	}
+	inode, ok := namespaceInode(filepath.Join(d.sources.names, name), d.sources.device())
+	return ok && inode == ns
 }
 
 // remembered answers from memory, unless it is time to look again.

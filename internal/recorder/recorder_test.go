@@ -347,16 +347,23 @@ func TestShrinkIsFair(t *testing.T) {
 	}
 }
 
+// raceDetector is set where it makes everything ten times slower.
+var raceDetector bool
+
 // TestMemory holds a million paths and a flood of findings against the heap.
 func TestMemory(t *testing.T) {
 	const limit = 16 << 20
+	paths := 1_000_000
+	if raceDetector {
+		paths /= 10
+	}
 	before := heap()
 	r, _ := newRecorder(Config{MaxBytes: limit})
-	for i := range 1_000_000 {
+	for i := range paths {
 		p := path(i, at(0))
 		p.Request[0].Place.Workload = strings.Repeat("w", i%64)
 		r.AddPath(p)
-		if i%10 == 0 {
+		if i%100 == 0 {
 			f := finding(i, at(0))
 			f.ID = fmt.Sprint("fault-", i%200)
 			r.AddFinding(f)

@@ -8,9 +8,6 @@ import (
 	tracev1 "github.com/replypath/replypath/api/trace/v1"
 )
 
-// maxEvidence is how many lines of evidence the text shows; JSON has all.
-const maxEvidence = 12
-
 // Finding returns a finding as a block: a headline, the request and the reply
 // path with the break marked, then why, where, fix, verify, evidence, and the
 // other connections that met the same fault.
@@ -20,11 +17,11 @@ func (t Text) Finding(f *tracev1.Finding) string {
 	p := f.GetPath()
 	t.field(&b, "request", t.requestLine(f, p))
 	t.field(&b, "reply", t.replyLine(f, p))
-	t.lines(&b, "why", whyLines(f))
+	t.lines(&b, "why", t.whyLines(f))
 	t.field(&b, "where", words(plain, whereTold(f.GetWhere())))
-	t.lines(&b, "fix", commands(f.GetFix()))
-	t.lines(&b, "verify", commands(f.GetVerify()))
-	t.lines(&b, "seen", t.evidence(f.GetEvidence()))
+	t.commands(&b, "fix", f.GetFix())
+	t.commands(&b, "verify", f.GetVerify())
+	t.lines(&b, "seen", t.evidence(f))
 	t.lines(&b, "also", others(f))
 	return b.String()
 }
@@ -136,7 +133,11 @@ func (t Text) requestLine(f *tracev1.Finding, p *tracev1.Path) []word {
 
 func (t Text) replyLine(f *tracev1.Finding, p *tracev1.Path) []word {
 	ws := line(f, t.replyWay(p), tracev1.Direction_REPLY)
-	if len(ws) == 0 {
+	switch {
+	case len(ws) == 0 && f.GetId() == "port-not-listening": // a reset is no hop, but it was sent
+		at := f.GetWhere()
+		return append([]word{unbroken(bold, way{trim: t.Trim}.box(at.GetNetns(), at.GetNetnsInode(), at.GetWorkload()))}, words(plain, "RST")...)
+	case len(ws) == 0:
 		return words(dim, "none seen")
 	}
 	var notes []string
@@ -223,8 +224,8 @@ func breakTold(f *tracev1.Finding) string {
 }
 
 // whyLines are the summary and the cause; a cause that repeats the summary stands alone.
-func whyLines(f *tracev1.Finding) [][]word {
-	summary, cause := strings.TrimSpace(f.GetSummary()), strings.TrimSpace(f.GetCause())
+func (t Text) whyLines(f *tracev1.Finding) [][]word {
+	summary, cause := strings.TrimSpace(t.prose(f.GetSummary())), strings.TrimSpace(t.prose(f.GetCause()))
 	if cause == "" || strings.HasPrefix(cause, strings.TrimSuffix(summary, ".")) {
 		summary, cause = or(cause, summary), ""
 	}
@@ -246,8 +247,10 @@ func whereTold(at *tracev1.Where) string {
 	switch {
 	case at.GetNetns() != "" && at.GetNetnsInode() != 0:
 		parts = append(parts, fmt.Sprintf("netns %s (%d)", at.GetNetns(), at.GetNetnsInode()))
-	case at.GetNetns() != "" || at.GetNetnsInode() != 0:
-		parts = append(parts, strings.TrimPrefix("netns "+placeName(at.GetNetns(), at.GetNetnsInode(), ""), "netns netns "))
+	case at.GetNetns() != "":
+		parts = append(parts, "netns "+at.GetNetns())
+	case at.GetNetnsInode() != 0:
+		parts = append(parts, fmt.Sprintf("netns %d", at.GetNetnsInode()))
 	}
 	for _, p := range []struct{ name, value string }{
 		{"device", at.GetDevice()}, {"hook", at.GetHook()}, {"node", at.GetNode()},
@@ -257,33 +260,4 @@ func whereTold(at *tracev1.Where) string {
 		}
 	}
 	return strings.Join(parts, ", ")
-}
-
-// commands are never wrapped: they are there to be copied.
-func commands(list []string) [][]word {
-	rows := make([][]word, 0, len(list))
-	for _, c := range list {
-		if strings.HasPrefix(c, "#") {
-			rows = append(rows, words(dim, c))
-			continue
-		}
-		rows = append(rows, []word{unbroken(green, c)})
-	}
-	return rows
-}
-
-func (t Text) evidence(list []*tracev1.Evidence) [][]word {
-	var rows [][]word
-	for i, e := range list {
-		if i == maxEvidence {
-			rows = append(rows, words(dim, fmt.Sprintf("and %d more (-o json shows all)", len(list)-i)))
-			break
-		}
-		var row []word
-		if e.GetTime().IsValid() {
-			row = append(row, unbroken(dim, t.clock(e.GetTime().AsTime())))
-		}
-		rows = append(rows, append(row, words(plain, e.GetText())...))
-	}
-	return rows
 }

@@ -124,8 +124,7 @@ func filterDrop() *tracev1.Finding {
 		Cause:   `Table inet guard, chain fw, handle 7: tcp dport 8080 drop comment "no web from pods"`,
 		Fix:     []string{"# decide whether the rule is meant; if not:", "ip netns exec node-a nft delete rule inet guard fw handle 7"},
 		Verify:  []string{"ip netns exec node-a nft -a list chain inet guard fw"},
-		Where: &tracev1.Where{Node: "worker-1", Netns: "node-a", NetnsInode: 202, Device: "cni0", Hook: "FORWARD",
-			Workload: ""},
+		Where:   &tracev1.Where{Node: "worker-1", NetnsInode: 202, Device: "cni0", Hook: "FORWARD"},
 		Path: &tracev1.Path{Protocol: "tcp", Client: "10.244.0.5:50312", Server: "10.96.0.20:80", Requests: 1, Request: []*tracev1.Hop{
 			{NetnsInode: 201, OutDevice: "eth0", Source: "10.244.0.5:50312", Destination: "10.96.0.20:80", Workload: "shop/cart-0"},
 			hop("node-a", 202, "cni0", "", "10.244.0.5:50312", "10.244.1.53:8080"),

@@ -23,8 +23,8 @@ type Text struct {
 	Width int  // columns; 0: DefaultWidth
 	Color bool // ANSI colours; only for a terminal
 	Zone  *time.Location
-	// Trim is a prefix that the names of namespaces in hops are shown without;
-	// all namespaces of one lab share one.
+	// Trim is what the names of namespaces are shown without in hops and prose
+	// (not where they are to be used): all namespaces of one lab share a prefix.
 	Trim string
 }
 
@@ -122,20 +122,32 @@ func (t Text) field(b *strings.Builder, label string, ws []word) {
 	if len(ws) == 0 {
 		return
 	}
+	t.label(b, label)
+	t.wrap(b, labelWidth, strings.Repeat(" ", labelWidth), ws)
+}
+
+func (t Text) label(b *strings.Builder, label string) {
 	b.WriteString("  " + t.paint(dim, label) + strings.Repeat(" ", max(labelWidth-2-len(label), 1)))
-	t.wrap(b, labelWidth, labelWidth, ws)
+}
+
+// prose is text of ours about somebody's namespaces.
+func (t Text) prose(text string) string {
+	if t.Trim == "" {
+		return text
+	}
+	return strings.ReplaceAll(text, t.Trim, "")
 }
 
 // wrap writes words and a newline; the first stands at column at, and lines
-// that follow are indented.
-func (t Text) wrap(b *strings.Builder, at, indent int, ws []word) {
+// that follow start with indent.
+func (t Text) wrap(b *strings.Builder, at int, indent string, ws []word) {
 	for i, w := range ws {
 		n := w.columns()
 		switch {
 		case i == 0:
 		case at+1+n > t.width():
-			b.WriteString("\n" + strings.Repeat(" ", indent))
-			at = indent
+			b.WriteString("\n" + indent)
+			at = len(indent)
 		default:
 			b.WriteByte(' ')
 			at++

@@ -45,7 +45,7 @@ const rowLabelWidth = 8
 
 func (t Text) row(b *strings.Builder, label string, ws []word) {
 	b.WriteString(t.paint(dim, label) + strings.Repeat(" ", rowLabelWidth-len(label)))
-	t.wrap(b, rowLabelWidth, rowLabelWidth, ws)
+	t.wrap(b, rowLabelWidth, strings.Repeat(" ", rowLabelWidth), ws)
 }
 
 func hooksTold(hooks []*tracev1.HookStatus) []word {
@@ -94,7 +94,7 @@ func (t Text) hooks(b *strings.Builder, hooks []*tracev1.HookStatus) {
 		}
 		b.WriteString(t.paint(stateStyle(h), Escape(h.GetState())))
 		b.WriteString(strings.Repeat(" ", state-columns(Escape(h.GetState()))+2))
-		t.wrap(b, name+state+4, name+state+4, words(plain, h.GetReason()))
+		t.wrap(b, name+state+4, strings.Repeat(" ", name+state+4), words(plain, h.GetReason()))
 	}
 }
 

@@ -12,9 +12,9 @@ import (
 func (t Text) Summary(s *tracev1.Summary) string {
 	var b strings.Builder
 	head, style := verdict(s)
-	t.wrap(&b, 0, 0, words(style, head))
+	t.wrap(&b, 0, "", words(style, head))
 	if told := lossTold(s); told != "" {
-		t.wrap(&b, 0, 0, words(yellow, told))
+		t.wrap(&b, 0, "", words(yellow, told))
 	}
 	return b.String()
 }
@@ -82,7 +82,7 @@ func (t Text) Lost(l *tracev1.LostEvents) string {
 	if l.GetCause() != "" {
 		told += " (" + causeTold(l.GetCause()) + ")"
 	}
-	t.wrap(&b, 0, 2, words(yellow, "! "+told+": there may be faults that are not shown."))
+	t.wrap(&b, 0, "  ", words(yellow, "! "+told+": there may be faults that are not shown."))
 	return b.String()
 }
 

@@ -96,9 +96,32 @@ func TestEvidenceIsBounded(t *testing.T) {
 		f.Evidence = append(f.Evidence, &tracev1.Evidence{Text: fmt.Sprintf("retransmission %d", i)})
 	}
 	text := render.Text{}.Finding(f)
-	if !strings.Contains(text, "and 31 more (-o json shows all)") || strings.Contains(text, "retransmission 10") {
-		t.Errorf("evidence is not cut after 12 lines:\n%s", text)
+	if !strings.Contains(text, "and 35 more (-o json shows all)") || strings.Contains(text, "retransmission 10") {
+		t.Errorf("evidence is not cut after 8 lines:\n%s", text)
 	}
+}
+
+// TestEvidenceIsToldOnce has the same seen again, and the same of other connections.
+func TestEvidenceIsToldOnce(t *testing.T) {
+	f := noRoute()
+	f.Evidence = append(f.Evidence,
+		&tracev1.Evidence{Time: at("12:00:03.604"), Text: "SYN came in on eth0 of backend"},
+		&tracev1.Evidence{Time: at("12:00:02.000"), Text: "SYN came in on eth0 of backend"},
+		&tracev1.Evidence{Time: at("12:00:01.000"), Text: "SYN 198.51.100.7:4182 came in"},
+		&tracev1.Evidence{Time: at("12:00:01.000"), Text: "SYN 198.51.100.7:41822 came in"},
+		&tracev1.Evidence{Text: "no time"}, &tracev1.Evidence{Text: "no time"})
+	f.Connections = append(f.Connections, &tracev1.Connection{Protocol: "tcp", Client: "198.51.100.7:4182", Server: vip})
+	golden(t, "finding/evidence.txt", render.Text{}.Finding(f))
+}
+
+// TestTrim leaves a lab's prefix out of hops and prose, and keeps it in commands.
+func TestTrim(t *testing.T) {
+	f := noRoute()
+	f.Path.Request[3].Netns, f.Where.Netns = "rplab-x-1234-backend", "rplab-x-1234-backend"
+	f.Summary = "rplab-x-1234-backend has no route back"
+	f.Fix = []string{"ip netns exec rplab-x-1234-backend ip route add default via 10.2.0.1 dev eth0   # 10.2.0.1 is where the request came from, which need not be right for all replies"}
+	f.Verify = []string{"# " + strings.Repeat("look at it again and ", 8) + "again", "ip netns exec rplab-x-1234-backend nft add rule ip t c comment 'a # b' " + strings.Repeat("x", 60), "true   # shows that all is well"}
+	golden(t, "finding/trim.txt", render.Text{Trim: "rplab-x-1234-"}.Finding(f))
 }
 
 func TestClockZone(t *testing.T) {

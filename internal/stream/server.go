@@ -64,7 +64,7 @@ func NewServer(o Options) (*Server, error) {
 	for _, address := range o.Listen {
 		listener, protection, err := listen(address, o.TLS)
 		if err != nil {
-			s.closeListeners()
+			_ = s.Close()
 			return nil, err
 		}
 		s.listeners = append(s.listeners, listener)
@@ -123,7 +123,7 @@ func (s *Server) Addresses() []net.Addr {
 // Run serves until ctx ends. It then takes no more calls, ends the watches,
 // and gives answers under way some time. Its sockets are gone when it returns.
 func (s *Server) Run(ctx context.Context) error {
-	defer s.closeListeners()
+	defer func() { _ = s.Close() }()
 	group, ctx := errgroup.WithContext(ctx)
 	for i, server := range s.servers {
 		group.Go(func() error {
@@ -159,14 +159,13 @@ func (s *Server) stop() {
 	stopped.Wait()
 }
 
-// Close frees the addresses of a server that was never run.
+// Close frees the addresses of a server that was never run. Run does it itself.
 func (s *Server) Close() error {
-	s.closeListeners()
-	return nil
-}
-
-func (s *Server) closeListeners() {
+	var errs []error
 	for _, l := range s.listeners {
-		_ = l.Close()
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
 	}
+	return errors.Join(errs...)
 }
