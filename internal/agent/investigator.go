@@ -133,33 +133,38 @@ func (i *investigator) wait(ctx context.Context) {
 }
 
 func (i *investigator) investigate(ctx context.Context, c *trace.Case) {
-	i.verifyPlaces(c)
+	there := i.verifyPlaces(c)
 	for _, suspect := range diagnose.Suspects(c) {
-		if i.explain(ctx, &suspect) {
+		if i.explain(ctx, &suspect, there) {
 			return
 		}
 	}
-	i.explain(ctx, c)
+	i.explain(ctx, c, there)
 }
 
 // verifyPlaces looks again at the names of the case's namespaces: a finding must
-// not blame the one that had the same inode a moment ago.
-func (i *investigator) verifyPlaces(c *trace.Case) {
-	c.Place = i.places.Verify(c.Place.Netns)
+// not blame one that had the same inode before, or has it since. It reports
+// whether the case's own namespace is still there to be asked.
+func (i *investigator) verifyPlaces(c *trace.Case) (there bool) {
 	for _, hops := range [][]trace.Hop{c.Path.Request, c.Path.Reply} {
 		for n := range hops {
-			hops[n].Place = i.places.Verify(hops[n].Place.Netns)
+			hops[n].Place, _ = i.places.PlaceAt(hops[n].Place.Netns, hops[n].First)
 		}
 	}
+	c.Place, there = i.places.PlaceAt(c.Place.Netns, c.Event.Time)
+	return there
 }
 
 // explain asks the case's host and keeps the finding, if there is one.
-func (i *investigator) explain(ctx context.Context, c *trace.Case) bool {
+func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) bool {
 	q, wanted := diagnose.Question(c)
 	if !wanted {
 		return false
 	}
-	s, err := i.ask(ctx, q, c)
+	s, err := trace.HostState{}, error(netstate.ErrNoNamespace)
+	if there {
+		s, err = i.ask(ctx, q, c)
+	}
 	if err != nil {
 		if !errors.Is(err, netstate.ErrNoNamespace) {
 			i.log.Debug("cannot read host state", "netns", q.Place.Netns, "err", err)

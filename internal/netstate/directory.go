@@ -17,16 +17,17 @@ import (
 
 // Bounds and intervals of a Directory.
 const (
-	maxEntries     = 4096                  // namespaces that were asked about and are remembered
-	checkInterval  = 10 * time.Millisecond // between looks at the name directory's time
-	scanShare      = 20                    // a scan's duration times this passes before the next: at most 5% of a core
-	settleTime     = 20 * time.Millisecond // a directory changed later than this before a scan is scanned again
-	mountTime      = time.Second           // ip netns add makes a file first, and mounts the namespace on it without a trace
-	firstRetry     = 50 * time.Millisecond // for a namespace that no scan knew
-	lastRetry      = 2 * time.Second       //
-	processesEvery = time.Second           // between scans of /proc
-	processAge     = 5 * time.Second       // after which a process is looked for again
-	nameMemory     = 5 * time.Minute       // for the name of a namespace that is gone
+	maxEntries     = 4096                   // namespaces that were asked about and are remembered
+	checkInterval  = 10 * time.Millisecond  // between looks at the name directory's time
+	scanShare      = 20                     // a scan's duration times this passes before the next: at most 5% of a core
+	settleTime     = 20 * time.Millisecond  // a directory changed later than this before a scan is scanned again
+	mountTime      = time.Second            // ip netns add makes a file first, and mounts the namespace on it without a trace
+	firstRetry     = 50 * time.Millisecond  // for a namespace that no scan knew
+	lastRetry      = 2 * time.Second        //
+	processesEvery = time.Second            // between scans of /proc
+	processAge     = 5 * time.Second        // after which a process is looked for again
+	verifyInterval = 100 * time.Millisecond // between looks for the name of a nameless namespace that is to be blamed
+	nameMemory     = 5 * time.Minute        // for the name of a namespace that is gone
 )
 
 // ErrNoNamespace says that a network namespace cannot be reached: it is gone,
@@ -54,12 +55,16 @@ type Directory struct {
 	mu      sync.RWMutex
 	names   map[trace.Netns]string // of now
 	paths   map[trace.Netns]string // of now, names' directory and others
+	since   map[trace.Netns]time.Time
 	entries map[trace.Netns]*entry
 }
 
 // entry is what is remembered of a namespace that was asked about.
 type entry struct {
 	place    trace.Place
+	since    time.Time    // when the named namespace got its inode; zero: not known
+	previous trace.Place  // the namespace that had the inode before
+	verified atomic.Int64 // nameless: tick when its name was last looked for on purpose
 	used     atomic.Int64 // tick
 	forget   int64        // tick when the name of a namespace that is gone expires; 0: it is not gone
 	retry    int64        // unknown: tick when to look again
@@ -108,21 +113,53 @@ func (d *Directory) Place(ns trace.Netns) trace.Place {
 	return d.find(ns, now)
 }
 
-// Verify names a namespace as Place does, but looks whether the name still leads
-// to it: inodes are used again as soon as their namespace is gone, and between
-// two scans the name may be that of the one before.
-func (d *Directory) Verify(ns trace.Netns) trace.Place {
+// PlaceAt names the namespace that had an inode at a time. It reports false
+// when that one is gone: inodes are used again as soon as their namespace is.
+// Unlike Place it looks whether the name still leads there.
+func (d *Directory) PlaceAt(ns trace.Netns, at time.Time) (trace.Place, bool) {
 	place := d.Place(ns)
-	if ns == 0 || place.Host && place.Name == "" || d.leadsTo(place.Name, ns) {
-		return place
+	if ns == 0 || place.Host && place.Name == "" {
+		return place, true
+	}
+	if !d.leadsTo(place.Name, ns) {
+		place = d.lookAgain(ns)
 	}
 	now := d.now()
-	d.scanning.Lock()
-	if now.Sub(d.scanned) >= checkInterval {
-		d.scan(now)
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	e := d.entries[ns]
+	if e == nil || e.place.Name == "" || !at.Before(e.since) || e.since.After(now) {
+		return place, true
 	}
-	d.scanning.Unlock()
-	return d.Place(ns)
+	if e.previous.Netns == 0 {
+		return trace.Place{Netns: ns}, false
+	}
+	return e.previous, false
+}
+
+// lookAgain scans the names for one namespace, though not all the time for one that has none.
+func (d *Directory) lookAgain(ns trace.Netns) trace.Place {
+	now := d.now()
+	d.mu.RLock()
+	e := d.entries[ns]
+	wait := e != nil && d.tick(now) < e.verified.Load()
+	d.mu.RUnlock()
+	if !wait {
+		d.scanning.Lock()
+		d.scan(now)
+		d.scanning.Unlock()
+		d.mu.RLock()
+		if e := d.entries[ns]; e != nil {
+			e.verified.Store(d.tick(now.Add(verifyInterval)))
+		}
+		d.mu.RUnlock()
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if e := d.entries[ns]; e != nil {
+		return e.place
+	}
+	return trace.Place{Netns: ns}
 }
 
 // leadsTo reports whether a name is that of the namespace now.
@@ -210,7 +247,10 @@ func (d *Directory) fill(ns trace.Netns, e *entry) {
 		e.place.Host, e.place.PID = true, d.host.PID
 	}
 	if name, ok := d.names[ns]; ok {
-		e.place.Name, e.forget = name, 0
+		if since := d.since[ns]; e.place.Name != "" && (e.place.Name != name || !since.Equal(e.since)) {
+			e.previous = e.place
+		}
+		e.place.Name, e.since, e.forget = name, d.since[ns], 0
 		if !e.place.Host {
 			e.place.PID = 0 // the name is the better way in, and the number may be of an earlier namespace
 		}
@@ -253,7 +293,7 @@ func (d *Directory) scan(now time.Time) {
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.names, d.paths = found.names, found.paths
+	d.names, d.paths, d.since = found.names, found.paths, found.since
 	for ns, e := range d.entries {
 		d.fill(ns, e)
 	}

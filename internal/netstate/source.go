@@ -33,7 +33,8 @@ func hostSources() sources {
 // found is what a scan of the names gave.
 type found struct {
 	names, paths map[trace.Netns]string
-	pending      bool // there is a file that is no namespace; it may become one
+	since        map[trace.Netns]time.Time // when a namespace got its file in nsfs; it is not older than that
+	pending      bool                      // there is a file that is no namespace; it may become one
 }
 
 // changed is when the set of names last changed; zero when there is no directory.
@@ -47,18 +48,20 @@ func (s sources) changed() time.Time {
 
 // scan reads the names. A namespace with several has the first in the alphabet.
 func (s sources) scan() found {
-	f := found{names: make(map[trace.Netns]string), paths: make(map[trace.Netns]string)}
+	f := found{
+		names: make(map[trace.Netns]string), paths: make(map[trace.Netns]string), since: make(map[trace.Netns]time.Time),
+	}
 	device := s.device()
 	for _, dir := range append([]string{s.names}, s.paths...) {
 		for _, name := range listNames(dir) {
 			path := filepath.Join(dir, name)
-			inode, ok := namespaceInode(path, device)
+			inode, since, ok := namespaceFile(path, device)
 			if !ok {
 				f.pending = f.pending || dir == s.names
 				continue
 			}
 			if _, ok := f.paths[inode]; !ok {
-				f.paths[inode] = path
+				f.paths[inode], f.since[inode] = path, since
 			}
 			if _, ok := f.names[inode]; !ok && dir == s.names {
 				f.names[inode] = name
@@ -95,11 +98,18 @@ func (s sources) device() uint64 {
 // namespaceInode returns the inode of a namespace's file. It follows the bind
 // mounts of ip-netns(8), but a plain file is no namespace.
 func namespaceInode(path string, device uint64) (trace.Netns, bool) {
+	inode, _, ok := namespaceFile(path, device)
+	return inode, ok
+}
+
+// namespaceFile also tells since when the file has been there (fs/nsfs.c makes
+// it when a namespace is first opened, or mounted).
+func namespaceFile(path string, device uint64) (trace.Netns, time.Time, bool) {
 	var stat unix.Stat_t
 	if err := unix.Stat(path, &stat); err != nil || stat.Dev != device {
-		return 0, false
+		return 0, time.Time{}, false
 	}
-	return trace.Netns(stat.Ino), true
+	return trace.Netns(stat.Ino), time.Unix(stat.Mtim.Unix()), true
 }
 
 // hostPath is the namespace of the node: that of the first process, else this
