@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/replypath/replypath/internal/agent"
@@ -21,7 +22,20 @@ const (
 	exitImpossible = 3
 )
 
+// What is kept is bounded, garbage is not: these keep it small beside other
+// work on the node. GOGC and GOMEMLIMIT in the environment win.
+const (
+	gcPercent   = 50
+	memoryLimit = 128 << 20
+)
+
 func main() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.LookupEnv, os.Stdout, os.Stderr)
 	stop()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -25,7 +26,7 @@ import (
 // Bounds of the investigation. A flood of cases of one kind asks its host some
 // times a second, not once a packet.
 const (
-	caseQueue     = 4096
+	caseQueue     = 2048
 	investigators = 3
 	readTimeout   = time.Second
 	answerAge     = 50 * time.Millisecond // how long an answer serves cases of its kind, at least
@@ -33,7 +34,7 @@ const (
 	maxAnswerAge  = time.Second
 	maxAnswers    = 1024
 	explainedAge  = 2 * time.Minute
-	maxExplained  = 65536
+	maxExplained  = 16384
 )
 
 // investigator asks the host about each case, once, and has it diagnosed.
@@ -49,6 +50,7 @@ type investigator struct {
 	lost  atomic.Uint64 // cases that found the queue full
 	cases atomic.Uint64
 
+	seed    maphash.Seed
 	flights singleflight.Group
 	mu      sync.Mutex
 	answers map[answerKey]answer
@@ -68,7 +70,7 @@ type pathKey struct {
 }
 
 type explained struct {
-	fault string
+	fault uint64 // hash of what makes two findings the same fault
 	at    time.Time
 }
 
@@ -76,6 +78,7 @@ func newInvestigator(node string, reader *netstate.Reader, places *netstate.Dire
 	return &investigator{
 		node: node, reader: reader, places: places, recorder: r, log: log,
 		queue:     make(chan trace.Case, caseQueue),
+		seed:      maphash.MakeSeed(),
 		answers:   make(map[answerKey]answer),
 		explained: make(map[pathKey]explained),
 		made:      make(map[metrics.Finding]uint64),
@@ -186,7 +189,7 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) b
 // does, and its repetitions.
 func (i *investigator) claims(f *trace.Finding, c *trace.Case) bool {
 	key := pathKey{c.Path.Connection, c.Path.First.UnixNano()}
-	fault := fmt.Sprintf("%s %s %d %s", f.ID, f.Direction, f.Where.Place.Netns, strings.Join(f.Fix, "\n"))
+	fault := maphash.Comparable(i.seed, [4]any{f.ID, f.Direction, f.Where.Place.Netns, strings.Join(f.Fix, "\n")})
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if e, ok := i.explained[key]; ok && e.fault != fault {

@@ -39,6 +39,7 @@ var ErrNoNamespace = errors.New("no such network namespace")
 type Directory struct {
 	sources sources
 	now     func() time.Time
+	device  uint64    // of nsfs
 	started time.Time // ticks count from here, so that a clock that is set does not matter
 	host    trace.Place
 
@@ -88,7 +89,7 @@ func newDirectory(from sources, now func() time.Time) (*Directory, error) {
 		return nil, fmt.Errorf("find own network namespace: %w", err)
 	}
 	start := now()
-	d := &Directory{sources: from, now: now, started: start, host: host, entries: make(map[trace.Netns]*entry)}
+	d := &Directory{sources: from, now: now, device: from.device(), started: start, host: host, entries: make(map[trace.Netns]*entry)}
 	d.scanning.Lock()
 	d.scan(start)
 	d.scanning.Unlock()
@@ -167,7 +168,7 @@ func (d *Directory) leadsTo(name string, ns trace.Netns) bool {
 	if name == "" {
 		return false
 	}
-	inode, ok := namespaceInode(filepath.Join(d.sources.names, name), d.sources.device())
+	inode, ok := namespaceInode(filepath.Join(d.sources.names, name), d.device)
 	return ok && inode == ns
 }
 

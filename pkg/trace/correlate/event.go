@@ -23,7 +23,8 @@ func (t *Table) Add(ev *trace.Event) {
 		t.addICMPError(ev)
 	case trace.HookRouteMiss4, trace.HookRouteMiss6:
 		if p, _ := t.handshake(ev); p != nil {
-			p.miss = *ev
+			miss := *ev
+			p.miss = &miss
 		}
 	case trace.HookSocketState:
 		t.addSocketState(ev)

@@ -31,9 +31,9 @@ type path struct {
 	closed         bool
 	changed        bool // since it was last handed out
 	process        trace.Process
-	skb            uint64 // of the packet seen last
-	drops          uint32 // of packets after the handshake
-	miss           trace.Event
+	skb            uint64       // of the packet seen last
+	drops          uint32       // of packets after the handshake
+	miss           *trace.Event // failed route lookup seen last
 	rejection      rejection
 	element        *list.Element // in Table.recent
 }

@@ -158,8 +158,8 @@ func (t *Table) open(p *path, s trace.Symptom, d trace.Direction, ev *trace.Even
 	if h := p.lastArrival(asked, ev.Netns); h != nil {
 		c.Arrival = p.arrival(asked, h)
 	}
-	if p.miss.Netns == ev.Netns {
-		c.Miss = p.miss
+	if p.miss != nil && p.miss.Netns == ev.Netns {
+		c.Miss = *p.miss
 	}
 	if r := p.rejection; r.netns == ev.Netns && ev.Time.Sub(r.at) < rejectionAge {
 		c.Rejected = true
@@ -182,12 +182,11 @@ func (t *Table) handOut(p *path) {
 // create starts a path with a packet in request direction.
 func (t *Table) create(seq uint32, tuple trace.Tuple, ev *trace.Event) *path {
 	if t.recent.Len() >= t.cfg.MaxPaths {
-		t.evicted++
-		t.remove(t.recent.Back().Value.(*path))
+		t.makeRoom()
 	}
 	p := &path{
 		seq: seq, protocol: tuple.Protocol, client: tuple.Src, server: tuple.Dst,
-		first: ev.Time, last: ev.Time, changed: true,
+		first: ev.Time, last: ev.Time, changed: true, keys: make([]tupleKey, 0, 4),
 	}
 	// What the client meant is what conntrack saw first.
 	if c := ev.Conntrack; c.Known() && (c.Reply.Reverse() == tuple || c.Original == tuple) {
@@ -198,6 +197,24 @@ func (t *Table) create(seq uint32, tuple trace.Tuple, ev *trace.Event) *path {
 	t.bySeq[seq] = p
 	p.element = t.recent.PushFront(p)
 	return p
+}
+
+// makeRoom gives up the path that matters least: one that has ended, else the
+// one that was active longest ago. It is a loss only if that one still waits for its answer.
+func (t *Table) makeRoom() {
+	for len(t.closings) > 0 {
+		p := t.closings[0].path
+		t.closings = t.closings[1:]
+		if p.element != nil {
+			t.remove(p)
+			return
+		}
+	}
+	p := t.recent.Back().Value.(*path)
+	if !p.answered && !p.reset {
+		t.evicted++
+	}
+	t.remove(p)
 }
 
 // adopt starts a path with a packet of a connection that was there before us.
