@@ -169,17 +169,45 @@ func (t *Table) close(p *path, ev *trace.Event) {
 }
 
 // addResetSent opens a case when a SYN was refused because no socket took it.
+// Kernels before 6.10 are silent here; there the drop tells.
 func (t *Table) addResetSent(ev *trace.Event) {
-	if !ev.Flags.IsSYN() || ev.Reason != "NO_SOCKET" {
-		return
+	if ev.Flags.IsSYN() && ev.Reason == noSocket {
+		t.refuse(ev)
 	}
+}
+
+// noSocket is a reason both to reset and to drop.
+const noSocket = "NO_SOCKET"
+
+// refuse opens a case about a SYN that no socket took, once for each packet.
+func (t *Table) refuse(ev *trace.Event) {
 	p := t.findSeq(ev.Seq, ev.Tuple, ev)
 	if p == nil {
 		p = t.create(ev.Seq, ev.Tuple, ev)
 	}
 	t.touch(p, ev.Tuple, ev)
 	p.settle(ev.Netns)
+	if p.refused == ev.SKB && ev.Time.Sub(p.refusedAt) < rejectionAge {
+		return
+	}
+	p.refused, p.refusedAt = ev.SKB, ev.Time
 	t.open(p, trace.SymptomRefused, trace.Request, ev)
+}
+
+// isRefusal reports the drop of a SYN that was answered with a reset, as no
+// socket took it. Kernels before 5.17 give no reason: there a reset that has
+// just left says the same.
+func (t *Table) isRefusal(ev *trace.Event) bool {
+	switch {
+	case !ev.Flags.IsSYN():
+		return false
+	case ev.Reason != "":
+		return ev.Reason == noSocket
+	case !strings.HasPrefix(ev.Symbol, "tcp_v4_rcv") && !strings.HasPrefix(ev.Symbol, "tcp_v6_rcv"):
+		return false
+	}
+	p := t.findSeq(ev.Seq, ev.Tuple, ev)
+	return p != nil && p.rejection.netns == ev.Netns && ev.Time.Sub(p.rejection.at) < rejectionAge
 }
 
 // addICMPError notes that a host answered a packet of the path with an ICMP
@@ -218,7 +246,14 @@ const dataDrops = 3
 
 // addDrop opens a case when the dropped packet mattered.
 func (t *Table) addDrop(ev *trace.Event) {
-	if ev.Inner || ev.OtherHost || isOwnBusiness(ev) {
+	if ev.Inner || ev.OtherHost {
+		return
+	}
+	if t.isRefusal(ev) {
+		t.refuse(ev)
+		return
+	}
+	if isOwnBusiness(ev) {
 		return
 	}
 	if ev.Flags.IsSYN() || ev.Flags.IsSYNACK() {
@@ -293,7 +328,7 @@ func (p *path) dropAt(d trace.Direction, ev *trace.Event) {
 // packets for closed sockets, and the SYN whose refusal the reset tells.
 func isOwnBusiness(ev *trace.Event) bool {
 	switch ev.Reason {
-	case "NO_SOCKET", "QUEUE_PURGE":
+	case noSocket, "QUEUE_PURGE":
 		return true
 	case "", "NOT_SPECIFIED":
 		return strings.HasPrefix(ev.Symbol, "tcp_") || strings.HasPrefix(ev.Symbol, "sk_stream_") ||

@@ -35,6 +35,8 @@ type path struct {
 	drops          uint32       // of packets after the handshake
 	miss           *trace.Event // failed route lookup seen last
 	rejection      rejection
+	refused        uint64 // packet that was refused last
+	refusedAt      time.Time
 	element        *list.Element // in Table.recent
 }
 

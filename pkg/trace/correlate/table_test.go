@@ -168,10 +168,30 @@ func TestRefused(t *testing.T) {
 	if c := s.cases(1)[0]; c.Symptom != trace.SymptomRefused || c.Direction != trace.Request || c.Place.Netns != backend {
 		t.Errorf("case = %s %s in %d", c.Symptom, c.Direction, c.Place.Netns)
 	}
+	p.drop(backend, 2, "NO_SOCKET", "tcp_v4_rcv")
+	s.cases(0) // the same packet
 	ev.Reason = "TCP_TIMEWAIT_SOCKET"
 	s.add(ev)
 	s.wait(time.Second)
 	s.cases(0)
+}
+
+// Kernels before 6.10 tell of no reset without a socket, those before 5.17 give no drop reason.
+func TestRefusedOnOlderKernels(t *testing.T) {
+	for name, reason := range map[string]string{"6.1": "NO_SOCKET", "5.10": ""} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t, Config{})
+			p := s.syn(vip, 9).tx(client, 0, 2).rx(backend, 2)
+			s.send(vip.Reverse(), trace.RST|trace.ACK, 0, 10).tx(backend, 0, 2)
+			p.drop(backend, 2, reason, "tcp_v4_rcv")
+			if c := s.cases(1)[0]; c.Symptom != trace.SymptomRefused {
+				t.Errorf("case = %s", c.Symptom)
+			}
+		})
+	}
+	s := newScene(t, Config{})
+	s.syn(vip, 9).tx(client, 0, 2).rx(backend, 2).drop(backend, 2, "", "tcp_v4_rcv")
+	s.cases(0) // a duplicate: no reset left
 }
 
 func TestDrops(t *testing.T) {
@@ -191,7 +211,7 @@ func TestDrops(t *testing.T) {
 		}, 1, trace.Reply},
 		"SYN-ACK whose SYN was not seen": {func(s *scene) { s.synack(vip.Reverse(), 1).rx(router, 3).drop(router, 3, "IP_RPFILTER", "x") }, 1, trace.Reply},
 		"TCP's own housekeeping":         {func(s *scene) { s.syn(vip, 1).rx(backend, 2).drop(backend, 2, "NOT_SPECIFIED", "tcp_v4_rcv") }, 0, 0},
-		"nobody's socket":                {func(s *scene) { s.syn(vip, 1).rx(backend, 2).drop(backend, 2, "NO_SOCKET", "tcp_v4_rcv") }, 0, 0},
+		"nobody's socket":                {func(s *scene) { s.synack(vip.Reverse(), 1).rx(client, 2).drop(client, 2, "NO_SOCKET", "tcp_v4_rcv") }, 0, 0},
 		"a flooded copy":                 {func(s *scene) { s.syn(vip, 1).otherHost().rx(other, 2).drop(other, 2, "NOT_SPECIFIED", "ip_rcv_core") }, 0, 0},
 		"two packets of a connection": {func(s *scene) {
 			s.dsrRequest(1)

@@ -1,0 +1,119 @@
+package lab
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// stagger is the time between the starts of two connections.
+const stagger = 50 * time.Millisecond
+
+// Traffic makes the lab's connections from its client. It returns nil when they
+// were tried, whatever became of them: that is what Outcome says.
+func (n *Network) Traffic(ctx context.Context) error {
+	c := n.lab.Topology.Client
+	h, ok := n.hosts[c.Host]
+	if !ok {
+		return fmt.Errorf("run traffic: no host %s", c.Host)
+	}
+	outcomes := make([]Outcome, c.Connects)
+	failures := make([]error, c.Connects)
+	var group sync.WaitGroup
+	for i := range c.Connects {
+		group.Go(func() {
+			if !pause(ctx, time.Duration(i)*stagger) {
+				return
+			}
+			failures[i] = enter(h.ns, func() error {
+				outcomes[i] = c.connect(ctx)
+				return nil
+			})
+		})
+	}
+	group.Wait()
+	if err := errors.Join(append(failures, ended(ctx))...); err != nil {
+		return fmt.Errorf("run traffic: %w", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.outcome = worst(outcomes)
+	return nil
+}
+
+// Outcome says what became of the last Traffic: the first connection that failed, else Connected.
+func (n *Network) Outcome() Outcome {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.outcome
+}
+
+// worst returns the first outcome that is not Connected.
+func worst(outcomes []Outcome) Outcome {
+	for _, o := range outcomes {
+		if o != Connected {
+			return o
+		}
+	}
+	return Connected
+}
+
+// ended returns the context's error. A connect stops at the context's deadline
+// by a timer of its own, which may be a moment ahead of the context's.
+func ended(ctx context.Context) error {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= 0 {
+		<-ctx.Done()
+	}
+	return ctx.Err()
+}
+
+// pause waits, and reports whether the context is still alive.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return ctx.Err() == nil
+	}
+}
+
+// connect makes one connection in the calling thread's namespace: a line to the server and its echo.
+func (c Client) connect(ctx context.Context) Outcome {
+	dialer := net.Dialer{Timeout: c.Timeout}
+	dialer.SetMultipathTCP(false)
+	conn, err := dialer.DialContext(ctx, "tcp", c.Server.String())
+	if err != nil {
+		return failure(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(c.Timeout))
+	const line = "where did my reply go?\n"
+	if _, err := io.WriteString(conn, line); err != nil {
+		return Broken
+	}
+	echo, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil || echo != line {
+		return Broken
+	}
+	if c.Abort {
+		conn.(*net.TCPConn).SetLinger(0)
+	}
+	return Connected
+}
+
+// failure tells the outcome of a connect that failed.
+func failure(err error) Outcome {
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return Refused
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EACCES):
+		return Unreachable
+	}
+	return Timeout
+}
