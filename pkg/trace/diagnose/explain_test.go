@@ -148,6 +148,11 @@ func TestExplain(t *testing.T) {
 		{"reply from a source without a route", replyDropped(vip4, "IP_RPFILTER", "ip_rcv_finish_core"),
 			trace.HostState{In: in, Onward: found, Back: noRoute()},
 			"rp-filter-drop", trace.Reply, trace.Certain, "ip netns exec be ip route add 203.0.113.80/32 dev eth0"},
+		{"a kernel without reasons", dropped(vip4, "", "ip_rcv_finish_core"),
+			trace.HostState{DstLocal: true, In: trace.Interface{Device: vx0, RPFilter: 1}, Back: found},
+			"rp-filter-drop", trace.Request, trace.Likely, "ip netns exec be sysctl -w net.ipv4.conf.vx0.rp_filter=2"},
+		{"a kernel without reasons, and no reverse-path filtering", dropped(vip4, "", "ip_rcv_finish_core"),
+			trace.HostState{DstLocal: true, In: trace.Interface{Device: vx0}, Back: found}, "", 0, 0, ""},
 		// forwarding-disabled and vip-not-local
 		{"reply, forwarding off", replyDropped(vip4, "IP_INADDRERRORS", "ip_error"),
 			trace.HostState{In: in, Onward: byDefault()}, "forwarding-disabled", trace.Reply, trace.Certain, "ip netns exec be sysctl -w net.ipv4.ip_forward=1"},

@@ -139,10 +139,18 @@ func isRoutingDrop(ev *trace.Event) bool {
 	return false
 }
 
-// isRPFilterDrop reports a drop by reverse-path filtering. Kernels without
-// reasons drop martians of other kinds in the same function.
-func isRPFilterDrop(ev *trace.Event) bool {
-	return ev.Reason == "IP_RPFILTER"
+// isRPFilterDrop reports a drop by reverse-path filtering. Kernels before 5.17
+// give no reason: there it is what rp_filter would do with the packet, dropped
+// in the function that asks it.
+func isRPFilterDrop(ev *trace.Event, s *trace.HostState) bool {
+	if ev.Reason != "" {
+		return ev.Reason == "IP_RPFILTER"
+	}
+	if !hasPrefix(ev.Symbol, "ip_rcv_finish") || s.In.RPFilter == 0 || !s.Back.Done {
+		return false
+	}
+	strict := s.In.RPFilter == 1
+	return !s.Back.Found() || strict && s.Back.Device.Index != s.In.Index
 }
 
 func hasPrefix(s string, prefixes ...string) bool {

@@ -72,9 +72,9 @@ func lookupBack(c *trace.Case, s *trace.HostState) (l trace.Lookup, ok bool) {
 		return s.Back, s.DstLocal && hasListener(s)
 	case c.Symptom != trace.SymptomDrop || !isRoutingDrop(&c.Event):
 		return l, false
-	case c.Direction == trace.Reply && !isRPFilterDrop(&c.Event):
+	case c.Direction == trace.Reply && !isRPFilterDrop(&c.Event, s):
 		return s.Onward, !s.DstLocal
-	case c.Direction == trace.Request && isRPFilterDrop(&c.Event):
+	case c.Direction == trace.Request && isRPFilterDrop(&c.Event, s):
 		return s.Back, true
 	}
 	return l, false
@@ -104,7 +104,7 @@ func explainNoRoute(c *trace.Case, s *trace.HostState) *explanation {
 	default:
 		e.cause = fmt.Sprintf("%s must answer %s and has no route to it: no route matches, and there is no default route. The answer is never built.", here, to)
 	}
-	if isRPFilterDrop(&c.Event) {
+	if isRPFilterDrop(&c.Event, s) {
 		e.cause += " Reverse-path filtering shows it first: it drops what comes from a source without a route."
 	}
 	e.fix = []string{addRoute(c, s, to)}
@@ -224,7 +224,7 @@ func showRejection(l trace.Lookup) string {
 }
 
 func explainRPFilter(c *trace.Case, s *trace.HostState) *explanation {
-	if c.Symptom != trace.SymptomDrop || !isRPFilterDrop(&c.Event) {
+	if c.Symptom != trace.SymptomDrop || !isRPFilterDrop(&c.Event, s) {
 		return nil
 	}
 	in := s.In
@@ -233,8 +233,12 @@ func explainRPFilter(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	source, here := c.Event.Tuple.Src.Addr(), name(c.Place)
 	dev := in.Name
+	confidence := trace.Certain
+	if c.Event.Reason == "" {
+		confidence = trace.Likely
+	}
 	e := &explanation{
-		confidence: trace.Certain,
+		confidence: confidence,
 		device:     dev,
 		summary:    fmt.Sprintf("reverse-path filtering on %s of %s dropped the %s from %s", dev, here, packetName(&c.Event), source),
 		verify: []string{at(c.Place, "sysctl net.ipv4.conf.all.rp_filter %s", sysctlKey("ipv4", dev, "rp_filter")),
@@ -267,7 +271,7 @@ func viaText(l trace.Lookup) string {
 
 // wasNotTaken reports a packet that this host neither owns nor sent on.
 func wasNotTaken(c *trace.Case, s *trace.HostState) bool {
-	return c.Symptom == trace.SymptomDrop && isRoutingDrop(&c.Event) && !isRPFilterDrop(&c.Event) &&
+	return c.Symptom == trace.SymptomDrop && isRoutingDrop(&c.Event) && !isRPFilterDrop(&c.Event, s) &&
 		c.Event.InIndex != 0 && !s.DstLocal && s.Onward.Done && !s.Onward.Rejected()
 }
 
