@@ -110,6 +110,9 @@ func (n *Network) settle(ctx context.Context) error {
 // settled reports whether all devices are ready to carry packets.
 func (h *host) settled() (bool, error) {
 	links, err := h.nl.LinkList()
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		return false, nil // it changes at this moment: look again
+	}
 	if err != nil {
 		return false, fmt.Errorf("list devices of %s: %w", h.netns, err)
 	}
@@ -136,6 +139,9 @@ func (h *host) settled() (bool, error) {
 // hasLinkLocal reports whether a device has a link-local address and no address of it is tentative.
 func (h *host) hasLinkLocal(l netlink.Link) (bool, error) {
 	addrs, err := h.nl.AddrList(l, netlink.FAMILY_V6)
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		return false, nil // it changes at this moment: look again
+	}
 	if err != nil {
 		return false, fmt.Errorf("list addresses of %s: %w", l.Attrs().Name, err)
 	}

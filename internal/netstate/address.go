@@ -1,9 +1,11 @@
 package netstate
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -17,7 +19,10 @@ type Address struct {
 	Prefix netip.Prefix
 }
 
-// Addresses lists the addresses that a namespace has on its devices.
+const addressTimeout = 500 * time.Millisecond
+
+// Addresses lists the addresses that a namespace has on its devices. A list that
+// changed while it was read may lack some.
 func (r *Reader) Addresses(ns trace.Netns) ([]Address, error) {
 	target, err := r.dir.Open(ns)
 	if err != nil {
@@ -29,8 +34,11 @@ func (r *Reader) Addresses(ns trace.Netns) ([]Address, error) {
 		return nil, fmt.Errorf("list addresses of namespace %d: %w", ns, err)
 	}
 	defer h.Close()
+	if err := h.SetSocketTimeout(addressTimeout); err != nil {
+		return nil, fmt.Errorf("list addresses of namespace %d: %w", ns, err)
+	}
 	links, err := h.LinkList()
-	if err != nil {
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list devices of namespace %d: %w", ns, err)
 	}
 	names := make(map[int]string, len(links))
@@ -38,7 +46,7 @@ func (r *Reader) Addresses(ns trace.Netns) ([]Address, error) {
 		names[l.Attrs().Index] = l.Attrs().Name
 	}
 	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list addresses of namespace %d: %w", ns, err)
 	}
 	var out []Address

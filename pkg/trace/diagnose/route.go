@@ -80,6 +80,14 @@ func lookupBack(c *trace.Case, s *trace.HostState) (l trace.Lookup, ok bool) {
 	return l, false
 }
 
+// lookupHook is the hook that showed the failed lookup, where one did.
+func lookupHook(c *trace.Case) string {
+	if c.Symptom == trace.SymptomSilence && c.Miss.Hook != trace.HookUnknown {
+		return c.Miss.Hook.String()
+	}
+	return ""
+}
+
 func explainNoRoute(c *trace.Case, s *trace.HostState) *explanation {
 	l, ok := lookupBack(c, s)
 	if !ok || !l.Done || l.Found() || l.Rejected() {
@@ -90,6 +98,7 @@ func explainNoRoute(c *trace.Case, s *trace.HostState) *explanation {
 	e := &explanation{
 		confidence: trace.Certain,
 		direction:  trace.Reply,
+		hook:       lookupHook(c),
 		summary:    fmt.Sprintf("%s has no route back to the client %s", here, to),
 		verify:     []string{verifyRoute(c, s, to)},
 		device:     c.Arrival.Device.Name,
@@ -97,12 +106,12 @@ func explainNoRoute(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	switch {
 	case c.Direction == trace.Reply && c.Symptom == trace.SymptomDrop && c.Event.InIndex != 0:
-		e.cause = fmt.Sprintf("The reply came to %s, which must send it on to %s and has no route to it: no route matches, and there is no default route.", here, to)
+		e.cause = fmt.Sprintf("The reply came to %s to be sent on, but no route there matches %s, and there is no default route.", here, to)
 	case isDSR(c):
-		e.cause = fmt.Sprintf("%s answers the client directly (the reply does not go back through the hosts that the request came through), and it has no route to %s: "+
-			"no route matches, and there is no default route. The answer is never built.", here, to)
+		e.cause = fmt.Sprintf("%s answers the client directly: the reply does not go back through the hosts that the request came through (DSR). "+
+			"No route there matches %s, and there is no default route, so the answer is never built.", here, to)
 	default:
-		e.cause = fmt.Sprintf("%s must answer %s and has no route to it: no route matches, and there is no default route. The answer is never built.", here, to)
+		e.cause = fmt.Sprintf("No route in %s matches %s, and there is no default route, so the answer is never built.", here, to)
 	}
 	if isRPFilterDrop(&c.Event, s) {
 		e.cause += " Reverse-path filtering shows it first: it drops what comes from a source without a route."
@@ -185,6 +194,7 @@ func explainRouteRejected(c *trace.Case, s *trace.HostState) *explanation {
 	e := &explanation{
 		confidence: trace.Certain,
 		direction:  direction,
+		hook:       lookupHook(c),
 		device:     c.Arrival.Device.Name,
 		verify:     []string{verifyRoute(c, s, to)},
 		evidence:   []trace.Evidence{state(s, "route to %s in %s: %s", to, here, showRejection(l))},
