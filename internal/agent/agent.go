@@ -68,6 +68,15 @@ func (c *Config) setDefaults() error {
 	if page := os.Getpagesize(); c.RingBytes < page || c.RingBytes&(c.RingBytes-1) != 0 {
 		return fmt.Errorf("%w: ring buffer of %d bytes: want a power of two, %d or more", ErrUsage, c.RingBytes, page)
 	}
+	for _, address := range c.Listen {
+		e, err := stream.ParseEndpoint(address)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrUsage, err)
+		}
+		if e.Network == "tcp" && c.TLS == (stream.TLSFiles{}) {
+			return fmt.Errorf("%w: listen on %s: TCP needs mutual TLS: a certificate, its key and the clients' CA", ErrUsage, e)
+		}
+	}
 	if c.MaxAge < 0 || c.MaxBytes < 0 {
 		return fmt.Errorf("%w: negative bound on what is kept", ErrUsage)
 	}
