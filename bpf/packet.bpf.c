@@ -17,7 +17,14 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 	struct headers h = {};
 	__u8 flags;
 
-	if (!skb || !find_headers(&h, skb, hook == HOOK_RECEIVE) || h.fragment)
+	if (!skb)
+		return 0;
+	if (!find_headers(&h, skb, hook == HOOK_RECEIVE)) {
+		if (is_hidden(skb))
+			count_loss(LOSS_NOT_LINEAR);
+		return 0;
+	}
+	if (h.fragment)
 		return 0;
 	if (h.protocol == IPPROTO_TCP) {
 		if (h.left < 14)

@@ -309,12 +309,16 @@ static __always_inline bool find_headers(struct headers *h, const struct sk_buff
 	}
 	if (protocol != ETH_P_IP && protocol != ETH_P_IPV6 && protocol != 0)
 		return false;
-	if (linear < 20) {
-		if (skb->len >= 20 && skb->data_len)
-			count_loss(LOSS_NOT_LINEAR);
-		return false;
-	}
 	return find_transport(h, p, linear);
+}
+
+/* is_hidden: an IP packet that find_headers could not look at, as its headers are not linear. */
+static __always_inline bool is_hidden(const struct sk_buff *skb)
+{
+	__u16 protocol = bpf_ntohs(skb->protocol);
+
+	return skb->data_len && skb->len >= 20 && skb->len - skb->data_len < 20 &&
+	       (protocol == ETH_P_IP || protocol == ETH_P_IPV6);
 }
 
 #define PIDTYPE_PGID 2
