@@ -109,7 +109,7 @@ func (i *investigator) Run(ctx context.Context) error {
 
 // submit queues a case, and never waits.
 func (i *investigator) submit(c trace.Case) {
-	if _, wanted := diagnose.Question(&c); !wanted {
+	if !diagnose.Wants(&c) {
 		return
 	}
 	i.cases.Add(1)

@@ -54,8 +54,8 @@ func onLink(own, theirs []netstate.Address, six bool) []trace.Gateway {
 }
 
 // owners returns the namespaces of this node, other than one, that have an address.
-func (i *investigator) owners(a netip.Addr, other trace.Netns) []trace.Place {
-	var owners []trace.Place
+func (i *investigator) owners(a netip.Addr, other trace.Netns) []trace.Owner {
+	var owners []trace.Owner
 	for _, ns := range i.places.Reachable(maxOwners) {
 		if ns == other {
 			continue
@@ -66,7 +66,7 @@ func (i *investigator) owners(a netip.Addr, other trace.Netns) []trace.Place {
 		}
 		for _, have := range addrs {
 			if have.Prefix.Addr() == a {
-				owners = append(owners, i.places.Place(ns))
+				owners = append(owners, trace.Owner{Place: i.places.Place(ns), Virtual: have.Virtual})
 				break
 			}
 		}

@@ -3,6 +3,7 @@ package netstate
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -15,8 +16,9 @@ import (
 
 // Address is an address of a namespace, with the prefix of its link.
 type Address struct {
-	Device trace.Device
-	Prefix netip.Prefix
+	Device  trace.Device
+	Prefix  netip.Prefix
+	Virtual bool // the device is a loopback or dummy device
 }
 
 const addressTimeout = 500 * time.Millisecond
@@ -41,9 +43,9 @@ func (r *Reader) Addresses(ns trace.Netns) ([]Address, error) {
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list devices of namespace %d: %w", ns, err)
 	}
-	names := make(map[int]string, len(links))
+	devices := make(map[int]netlink.Link, len(links))
 	for _, l := range links {
-		names[l.Attrs().Index] = l.Attrs().Name
+		devices[l.Attrs().Index] = l
 	}
 	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
@@ -56,10 +58,12 @@ func (r *Reader) Addresses(ns trace.Netns) ([]Address, error) {
 			continue
 		}
 		ones, _ := a.Mask.Size()
-		out = append(out, Address{
-			Device: trace.Device{Index: uint32(a.LinkIndex), Name: names[a.LinkIndex]},
-			Prefix: netip.PrefixFrom(ip.Unmap(), ones),
-		})
+		have := Address{Device: trace.Device{Index: uint32(a.LinkIndex)}, Prefix: netip.PrefixFrom(ip.Unmap(), ones)}
+		if l := devices[a.LinkIndex]; l != nil {
+			have.Device.Name = l.Attrs().Name
+			have.Virtual = l.Attrs().Flags&net.FlagLoopback != 0 || l.Type() == "dummy"
+		}
+		out = append(out, have)
 	}
 	return out, nil
 }

@@ -9,6 +9,7 @@ const (
 	SymptomSilence                    // a connection request came in, and nothing went out
 	SymptomRefused                    // a connection request was answered with a reset, as no socket took it
 	SymptomLoop                       // a packet's hop limit ran out
+	SymptomStray                      // a host sent a request back where it came from, and no answer came
 )
 
 // String returns the symptom's name.
@@ -22,6 +23,8 @@ func (s Symptom) String() string {
 		return "refused"
 	case SymptomLoop:
 		return "loop"
+	case SymptomStray:
+		return "stray"
 	}
 	return "unknown"
 }

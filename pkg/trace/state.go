@@ -46,8 +46,8 @@ type HostState struct {
 	// PathGateways are addresses, on links of this host, of the namespaces that the
 	// request came through, the one nearest to the client first.
 	PathGateways []Gateway
-	// Owners are the namespaces that have the packet's destination among their addresses.
-	Owners []Place
+	// Owners are the other namespaces that have the packet's destination among their addresses.
+	Owners []Owner
 
 	Filters []FilterVerdict // the rules or policies that drop the packet; more than one: candidates
 
@@ -56,6 +56,14 @@ type HostState struct {
 	ForwardingAll bool // IPv4: conf/all/forwarding (ip_forward); a device may still have it off
 
 	Unread []string // what could not be read, and why
+}
+
+// Owner is a namespace that has an address.
+type Owner struct {
+	Place Place
+	// Virtual says that the address is on a loopback or dummy device, as that of a
+	// service is, which many hosts may have at once.
+	Virtual bool
 }
 
 // Interface is a network device and the settings of it that decide a packet's fate.

@@ -87,7 +87,7 @@ func (t *Table) addRequest(ev *trace.Event) {
 	p.skb = ev.SKB
 	if ev.Hook == trace.HookTransmit {
 		if h := p.depart(trace.Request, ev); h == &p.request[0] && h.in.Index == 0 {
-			p.requests = h.count
+			t.countRequest(p, h, ev)
 		}
 		return
 	}
@@ -96,7 +96,7 @@ func (t *Table) addRequest(ev *trace.Event) {
 		return
 	}
 	if h == &p.request[0] {
-		p.requests = h.count
+		t.countRequest(p, h, ev)
 	}
 	if ev.OtherHost {
 		return // bridged, or flooded here: not this host's to answer
@@ -107,6 +107,26 @@ func (t *Table) addRequest(ev *trace.Event) {
 			t.waits = append(t.waits, waiting{p, i, ev.Time})
 		}
 	}
+}
+
+// countRequest counts a SYN where it was first seen. One that is sent again
+// because no answer came, though a host on the way had sent it back by the device
+// that it came by, opens a case.
+func (t *Table) countRequest(p *path, h *hop, ev *trace.Event) {
+	p.requests = h.count
+	if p.requests > 1 && !p.answered && !p.reset && p.turnsBack() {
+		t.open(p, trace.SymptomStray, trace.Request, ev)
+	}
+}
+
+// turnsBack reports whether a host sent the request back by the device that it came by.
+func (p *path) turnsBack() bool {
+	for i := range p.request {
+		if h := &p.request[i]; h.in.Index != 0 && h.in.Index == h.out.Index {
+			return true
+		}
+	}
+	return false
 }
 
 // addReply follows a SYN-ACK.

@@ -60,7 +60,8 @@ func TestSilence(t *testing.T) {
 	s.cases(0) // once for each request
 	s.dsrRequest(1000)
 	s.wait(250 * time.Millisecond)
-	if c := s.cases(1)[0]; c.Path.Requests != 2 || len(c.Path.Request) != 6 {
+	// The load balancer turned the request back to its LAN, so it is looked at too.
+	if c := s.cases(2)[1]; c.Symptom != trace.SymptomSilence || c.Path.Requests != 2 || len(c.Path.Request) != 6 {
 		t.Errorf("after a retransmission: %d requests over %d hops", c.Path.Requests, len(c.Path.Request))
 	}
 }
@@ -300,6 +301,26 @@ func TestLoop(t *testing.T) {
 	if got, want := namespaces(c.Path.Request), []trace.Netns{client, router, backend, router}; !slices.Equal(got, want) {
 		t.Errorf("request passes %v, want %v", got, want)
 	}
+}
+
+// A host that sends a request back where it came from is worth a look once nobody answers.
+func TestStray(t *testing.T) {
+	send := func(s *scene) {
+		s.syn(vip, 1).tx(client, 0, 2).rx(backend, 2).tx(backend, 2, 2).rx(router, 2).tx(router, 2, 3)
+	}
+	s := newScene(t, Config{})
+	send(s)
+	s.wait(time.Second)
+	s.cases(0)
+	send(s)
+	if c := s.cases(1)[0]; c.Symptom != trace.SymptomStray || c.Direction != trace.Request {
+		t.Errorf("case = %s %s", c.Symptom, c.Direction)
+	}
+	answered := newScene(t, Config{})
+	send(answered)
+	answered.synack(vip.Reverse(), 1).tx(other, 0, 2).rx(client, 2)
+	send(answered)
+	answered.cases(0)
 }
 
 func TestProcess(t *testing.T) {

@@ -133,8 +133,8 @@ func TestExplain(t *testing.T) {
 			trace.HostState{Onward: rejected("prohibit", "203.0.113.0/24"), Forwarding: true},
 			"reply-route-rejected", trace.Request, trace.Certain, "ip netns exec be ip route del prohibit 203.0.113.0/24"},
 		{"a rule refuses", request(trace.SymptomSilence, vip4),
-			trace.HostState{DstLocal: true, Listeners: listening(), Back: trace.Lookup{Done: true, Errno: syscall.EACCES, Type: "prohibit", Rule: "pref 100 to 198.51.100.0/24 prohibit"}},
-			"reply-route-rejected", trace.Reply, trace.Certain, "ip netns exec be ip rule del pref 100 to 198.51.100.0/24 prohibit"},
+			trace.HostState{DstLocal: true, Listeners: listening(), Back: trace.Lookup{Done: true, Errno: syscall.EACCES, Type: "prohibit", Rule: "100: from all to 198.51.100.0/24 prohibit"}},
+			"reply-route-rejected", trace.Reply, trace.Certain, "ip netns exec be ip rule del pref 100 from all to 198.51.100.0/24 prohibit"},
 		{"rp_filter that hides a blackhole", dropped(vip4, "IP_RPFILTER", "ip_rcv_finish_core"),
 			trace.HostState{DstLocal: true, In: in, Back: rejected("blackhole", "0.0.0.0/0")},
 			"reply-route-rejected", trace.Reply, trace.Certain, "ip netns exec be ip route del blackhole default"},
@@ -163,14 +163,17 @@ func TestExplain(t *testing.T) {
 		{"request, forwarding off, a route of its own", dropped(vip4, "IP_INADDRERRORS", "ip_error"),
 			trace.HostState{In: trace.Interface{Device: vx0}, Onward: found}, "forwarding-disabled", trace.Request, trace.Certain, "ip netns exec be sysctl -w net.ipv4.ip_forward=1"},
 		{"request, forwarding off, the default route, and the owner is on this node", dropped(vip4, "IP_INADDRERRORS", "ip_error"),
-			trace.HostState{In: trace.Interface{Device: vx0}, Onward: byDefault(), Owners: []trace.Place{{Netns: 99}}},
+			trace.HostState{In: trace.Interface{Device: vx0}, Onward: byDefault(), Owners: []trace.Owner{{Place: trace.Place{Netns: 99}, Virtual: true}}},
 			"forwarding-disabled", trace.Request, trace.Certain, "ip netns exec be sysctl"},
 		{"request for an address that a server has lost", dropped(vip4, "IP_INADDRERRORS", "ip_error"),
 			trace.HostState{In: trace.Interface{Device: vx0}, Onward: byDefault(), Listeners: listening()},
 			"vip-not-local", trace.Request, trace.Certain, "ip netns exec be ip addr add 203.0.113.80/32 dev lo"},
 		{"the same, and another server has it", dropped(vip4, "IP_INADDRERRORS", "ip_error"),
-			trace.HostState{In: trace.Interface{Device: vx0}, Onward: byDefault(), Listeners: listening(), Owners: []trace.Place{{Netns: 99}}},
+			trace.HostState{In: trace.Interface{Device: vx0}, Onward: byDefault(), Listeners: listening(), Owners: []trace.Owner{{Place: trace.Place{Netns: 99}, Virtual: true}}},
 			"vip-not-local", trace.Request, trace.Certain, "ip netns exec be ip addr add 203.0.113.80/32 dev lo"},
+		{"request through a gateway that serves the same port", dropped(vip4, "IP_INADDRERRORS", "ip_error"),
+			trace.HostState{In: trace.Interface{Device: vx0}, Onward: byDefault(), Listeners: listening(), Owners: []trace.Owner{{Place: trace.Place{Netns: 99}}}},
+			"forwarding-disabled", trace.Request, trace.Certain, "ip netns exec be sysctl"},
 		{"request that nobody owns, the default route", dropped(vip4, "IP_INADDRERRORS", "ip_error"),
 			trace.HostState{In: trace.Interface{Device: vx0}, Onward: byDefault()}, "vip-not-local", trace.Request, trace.Likely, "ip netns exec be ip addr add"},
 		{"request that nobody owns, no route, IPv6", dropped(vip6, "IP_INNOROUTES", "ip6_pkt_drop"),
@@ -178,6 +181,13 @@ func TestExplain(t *testing.T) {
 			"vip-not-local", trace.Request, trace.Certain, "ip netns exec be ip -6 addr add 2001:db8:80::50/128 dev lo"},
 		{"a circle through the server", request(trace.SymptomLoop, vip4),
 			trace.HostState{In: in, Onward: byDefault(), Listeners: listening(), Forwarding: true}, "vip-not-local", trace.Request, trace.Certain, "ip netns exec be ip addr add"},
+		{"a circle through a gateway that serves the same port", request(trace.SymptomLoop, vip4),
+			trace.HostState{In: trace.Interface{Device: vx0}, Onward: found, Listeners: listening(), Forwarding: true}, "", 0, 0, ""},
+		{"a server that sends its VIP's packets to a dead gateway", func() trace.Case {
+			c := dropped(vip4, "NEIGH_FAILED", "neigh_invalidate")
+			c.Event.OutIndex = c.Event.InIndex
+			return c
+		}(), trace.HostState{In: in, Onward: byDefault(), Listeners: listening(), Forwarding: true}, "vip-not-local", trace.Request, trace.Certain, "ip netns exec be ip addr add"},
 		{"a circle through a router", request(trace.SymptomLoop, vip4), trace.HostState{In: in, Onward: byDefault(), Forwarding: true}, "", 0, 0, ""},
 		{"forwarding on, and a route", dropped(vip4, "IP_INADDRERRORS", "ip_error"), trace.HostState{In: in, Onward: found, Forwarding: true}, "", 0, 0, ""},
 		{"a drop for another cause", replyDropped(vip4, "PKT_TOO_BIG", "ip_forward"), trace.HostState{In: in, Onward: found}, "", 0, 0, ""},
@@ -323,6 +333,11 @@ func TestSuspects(t *testing.T) {
 	got := Suspects(&c)
 	if len(got) != 2 || got[0].Place.Netns != 3 || got[1].Place.Netns != 2 {
 		t.Errorf("suspects: %+v", got)
+	}
+	stray := c
+	stray.Symptom = trace.SymptomStray
+	if got := Suspects(&stray); len(got) != 1 || got[0].Place.Netns != 3 {
+		t.Errorf("of a stray: %+v", got)
 	}
 	if r := replyDropped(vip4, "IP_INNOROUTES", "ip_error"); Suspects(&r) != nil {
 		t.Error("a reply has suspects")

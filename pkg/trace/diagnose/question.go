@@ -54,21 +54,31 @@ func DependsOnPath(c *trace.Case, s *trace.HostState) bool {
 // DependsOnOwner reports whether the cause depends on who owns the packet's
 // destination: then HostState.Owners has to be filled.
 func DependsOnOwner(c *trace.Case, s *trace.HostState) bool {
-	return c.Direction == trace.Request && wasNotTaken(c, s) && !s.Forwarding && s.Onward.Found()
+	if c.Direction != trace.Request || s.DstLocal {
+		return false
+	}
+	return wasNotTaken(c, s) && !s.Forwarding && s.Onward.Found() || wasLetGo(c) && hasListener(s)
+}
+
+// Wants reports whether a case can be explained at all.
+func Wants(c *trace.Case) bool {
+	_, asks := Question(c)
+	return asks || len(Suspects(c)) > 0
 }
 
 // Suspects returns the cases that have to be looked at before c itself: hosts
 // earlier on the way that should have kept the packet instead of sending it on.
-// A packet that dies on the way to nobody, or circles, was often let go by the
+// A request that dies on the way to nobody, or circles, was often let go by the
 // host that it was meant for.
 func Suspects(c *trace.Case) []trace.Case {
-	if c.Direction != trace.Request || c.Symptom != trace.SymptomLoop && !(c.Symptom == trace.SymptomDrop && isRoutingDrop(&c.Event)) {
+	if c.Direction != trace.Request || c.Symptom == trace.SymptomSilence || c.Symptom == trace.SymptomRefused {
 		return nil
 	}
+	circled := c.Symptom == trace.SymptomLoop || c.Symptom == trace.SymptomDrop && isRoutingDrop(&c.Event)
 	var suspects []trace.Case
 	for i := len(c.Path.Request) - 1; i > 0; i-- { // the first hop is the client, or the way in
 		h := &c.Path.Request[i]
-		if h.In.Index == 0 || h.Out.Index == 0 {
+		if h.In.Index == 0 || h.Out.Index == 0 || !circled && h.In.Index != h.Out.Index {
 			continue
 		}
 		s := *c

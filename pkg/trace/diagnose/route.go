@@ -169,16 +169,29 @@ func chooseGateway(c *trace.Case, s *trace.HostState) (gateway netip.Addr, devic
 	return netip.Addr{}, "", ""
 }
 
-// verifyRoute is the lookup that must succeed once the fault is mended.
+// verifyRoute is the lookup that must succeed once the fault is mended: as the
+// host that answers makes it, or as a router does for the packet that came in.
 func verifyRoute(c *trace.Case, s *trace.HostState, to netip.Addr) string {
-	if s.DstLocal && c.Symptom == trace.SymptomSilence {
-		from := c.Event.Tuple.Dst.Addr()
+	ev := &c.Event
+	switch {
+	case s.DstLocal && to == ev.Tuple.Src.Addr():
+		from := ev.Tuple.Dst
 		if back := c.Miss.Tuple; back.IsValid() && back.Dst.Addr() == to {
-			from = back.Src.Addr()
+			from = back.Src
 		}
-		return at(c.Place, "%s route get %s from %s", ipCommand(to), to, from)
+		return at(c.Place, "%s route get %s from %s%s", ipCommand(to), to, from.Addr(), portArgs(s.Back.Rule, from.Port()))
+	case to == ev.Tuple.Dst.Addr() && c.Arrival.Device.Name != "":
+		return at(c.Place, "%s route get %s from %s iif %s", ipCommand(to), to, ev.Tuple.Src.Addr(), quote(c.Arrival.Device.Name))
 	}
 	return at(c.Place, "%s route get %s", ipCommand(to), to)
+}
+
+// portArgs adds to `ip route get` what a rule that looks at ports has to see.
+func portArgs(rule string, port uint16) string {
+	if !strings.Contains(rule, "ipproto") && !strings.Contains(rule, "port") {
+		return ""
+	}
+	return fmt.Sprintf(" ipproto tcp sport %d", port)
 }
 
 func explainRouteRejected(c *trace.Case, s *trace.HostState) *explanation {
@@ -206,7 +219,7 @@ func explainRouteRejected(c *trace.Case, s *trace.HostState) *explanation {
 	e.summary = fmt.Sprintf("%s refuses %s to %s: %s", here, what, to, showRejection(l))
 	e.cause = fmt.Sprintf("%s has %s, which covers %s, so %s ends there on purpose.", here, showRejection(l), to, what)
 	if l.Rule != "" {
-		e.fix = []string{at(c.Place, "%s rule del %s", ipCommand(to), l.Rule) + "   # if nobody relies on it"}
+		e.fix = []string{at(c.Place, "%s rule del %s", ipCommand(to), ruleArgs(l.Rule)) + "   # if nobody relies on it"}
 		return e
 	}
 	if !l.Prefix.IsValid() {
@@ -216,6 +229,15 @@ func explainRouteRejected(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	e.fix = []string{at(c.Place, "%s route del %s %s%s", ipCommand(to), l.Type, showPrefix(l.Prefix), tableArg(l.Table)) + "   # if nobody relies on it"}
 	return e
+}
+
+// ruleArgs turns a rule as `ip rule` prints it ("60: from all prohibit") into
+// what `ip rule del` takes.
+func ruleArgs(rule string) string {
+	if pref, rest, ok := strings.Cut(rule, ":"); ok && !strings.ContainsAny(pref, " .") {
+		return "pref " + pref + " " + strings.TrimSpace(rest)
+	}
+	return rule
 }
 
 // showRejection names the route or rule that refuses.
@@ -292,8 +314,8 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 	vip, here := c.Event.Tuple.Dst, name(c.Place)
 	listens := hasListener(s)
 	switch {
-	case c.Symptom == trace.SymptomLoop:
-		if !listens {
+	case wasLetGo(c):
+		if !listens || hasOwnRoute(s) || livesElsewhere(s) {
 			return nil
 		}
 	case !wasNotTaken(c, s) || s.Onward.Found() && (s.Forwarding || mustForward(c, s)):
@@ -319,17 +341,39 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 	return e
 }
 
+// wasLetGo reports a request that the case's host sent on, or tried to send back
+// where it came from.
+func wasLetGo(c *trace.Case) bool {
+	ev := &c.Event
+	return c.Symptom == trace.SymptomLoop ||
+		c.Symptom == trace.SymptomDrop && isNeighborDrop(ev) && ev.InIndex != 0 && ev.InIndex == ev.OutIndex
+}
+
 // mustForward decides, for a host that has a route to a request's destination
 // and neither owns the destination nor forwards, whether it is a router with
-// forwarding off or a server that has lost an address. A route of its own for
+// forwarding off or a server that has lost an address. Another host of this node
+// that has the address on a link makes it a router. Else a route of its own for
 // the destination makes it a router, a socket on the port makes it a server;
-// where both or neither is so, whether the destination lives on this node decides.
+// where both or neither is so, whether the destination is on this node decides.
 func mustForward(c *trace.Case, s *trace.HostState) bool {
-	route, listens, elsewhere := hasOwnRoute(s), hasListener(s), ownedElsewhere(c, s)
+	if livesElsewhere(s) {
+		return true
+	}
+	route, listens := hasOwnRoute(s), hasListener(s)
 	if route == listens {
-		return elsewhere
+		return ownedElsewhere(c, s)
 	}
 	return route
+}
+
+// livesElsewhere reports whether another namespace has the destination as its address on a link.
+func livesElsewhere(s *trace.HostState) bool {
+	for _, o := range s.Owners {
+		if !o.Virtual {
+			return true
+		}
+	}
+	return false
 }
 
 // hasOwnRoute reports whether the way on is more than the default route, and
@@ -348,7 +392,7 @@ func ownedElsewhere(c *trace.Case, s *trace.HostState) bool {
 	for _, owner := range s.Owners {
 		passed := false
 		for i := range c.Path.Request {
-			passed = passed || c.Path.Request[i].Place.Netns == owner.Netns
+			passed = passed || c.Path.Request[i].Place.Netns == owner.Place.Netns
 		}
 		if !passed {
 			return true

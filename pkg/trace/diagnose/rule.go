@@ -35,11 +35,11 @@ func Rules() []Rule {
 	return []Rule{
 		netfilterReject,
 		netfilterDrop,
-		neighborUnresolved,
 		replyRouteRejected,
 		replyNoRoute,
 		rpFilterDrop,
 		vipNotLocal,
+		neighborUnresolved,
 		forwardingDisabled,
 		portNotListening,
 	}

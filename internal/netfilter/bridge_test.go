@@ -1,0 +1,80 @@
+package netfilter
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// TestBridge drops frames that cross a bridge, and frames for the bridge's host.
+func TestBridge(t *testing.T) {
+	a, bridge, b := newSpace(t), newSpace(t), newSpace(t)
+	join(a, "a0", bridge, "p0")
+	join(b, "b0", bridge, "p1")
+	bridge.run("", "ip", "link", "add", "br0", "type", "bridge")
+	bridge.run("", "ip", "link", "set", "p0", "master", "br0")
+	bridge.run("", "ip", "link", "set", "p1", "master", "br0")
+	bridge.run("", "ip", "link", "set", "br0", "up")
+	a.address("a0", "10.3.0.1/24")
+	b.address("b0", "10.3.0.2/24")
+	bridge.address("br0", "10.3.0.9/24")
+	bridge.run(`table bridge f {
+ chain pre {
+  type filter hook prerouting priority -300; policy accept;
+  ether type ip tcp dport 81 drop
+ }
+ chain across {
+  type filter hook forward priority 0; policy accept;
+  iifname "p0" oifname "p1" ether type ip tcp dport 80 counter drop
+ }
+ chain local {
+  type filter hook input priority 0; policy accept;
+  iifname "p0" tcp dport 82 drop
+ }
+}
+`, "nft", "-f", "-")
+	port := func(name string) trace.Interface {
+		return trace.Interface{Device: trace.Device{Index: bridge.index(name), Name: name}, Kind: "veth"}
+	}
+	ears := map[string]*ear{"10.3.0.2": b.listen(), "10.3.0.9": bridge.listen()}
+	for i, c := range []struct {
+		to   string
+		want string // chain
+		rule string
+	}{
+		{"10.3.0.2:80", "across", `iifname "p0" oifname "p1" ether type ip tcp dport 80 counter drop`},
+		{"10.3.0.2:81", "pre", "ether type ip tcp dport 81 drop"},
+		{"10.3.0.9:82", "local", `iifname "p0" tcp dport 82 drop`},
+		{"10.3.0.9:83", "", ""},
+		{"10.3.0.2:82", "", ""},
+	} {
+		tuple := trace.Tuple{Protocol: trace.TCP, Src: netip.MustParseAddrPort("10.3.0.1:1000"), Dst: netip.MustParseAddrPort(c.to)}
+		in := port("p0")
+		q := trace.Question{Packet: tuple, Flags: trace.SYN, In: in.Index, Filters: []trace.NetfilterHook{trace.Prerouting, trace.Ingress}}
+		out := trace.Interface{}
+		if c.want == "across" {
+			out = port("p1")
+			q.Out = out.Index
+		}
+		number := uint32(1000 + i)
+		a.fire(shot{number: number, tuple: tuple, flags: trace.SYN})
+		if got := ears[tuple.Dst.Addr().String()].heard(t, 50e6)[number]; got != (c.want == "") {
+			t.Fatalf("%s: delivered %v", c.to, got)
+		}
+		var found []trace.FilterVerdict
+		bridge.do(func() (err error) { found, err = Verdicts(q, in, out); return err })
+		if c.want == "" {
+			if len(found) > 0 && found[0].Certain {
+				t.Errorf("%s: %+v", c.to, found)
+			}
+			continue
+		}
+		hook := map[string]trace.NetfilterHook{"across": trace.Forward, "pre": trace.Prerouting, "local": trace.Input}[c.want]
+		want := []trace.FilterVerdict{{Hook: hook, Backend: "nft", Family: "bridge", Table: "f", Chain: c.want, Rule: c.rule, Certain: true}}
+		if diff := cmp.Diff(want, found, ignoreCounters); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c.to, diff)
+		}
+	}
+}

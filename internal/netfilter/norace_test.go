@@ -1,0 +1,5 @@
+//go:build !race
+
+package netfilter
+
+const raceEnabled = false
