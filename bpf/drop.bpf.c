@@ -22,6 +22,32 @@ const enum event_flag *abi_flag __attribute__((unused));
 const enum loss *abi_loss __attribute__((unused));
 const enum hook *abi_hook __attribute__((unused));
 
+/* drop_unbuilt tells of a packet that a TCP socket could not send, so that it
+ * never got an IP header: its tuple is the socket's. */
+static __always_inline int drop_unbuilt(const struct observation *seen, const struct sk_buff *skb)
+{
+	const struct sock *sk = BPF_CORE_READ(skb, sk);
+	struct event *e;
+	__u16 family;
+
+	if (!sk)
+		return 0;
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	if ((family != AF_INET && family != AF_INET6) || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	e = reserve_event(HOOK_DROP);
+	if (!e)
+		return 0;
+	fill_sock(e, &sk->__sk_common);
+	e->flags |= EVENT_UNBUILT;
+	e->reason = seen->reason;
+	e->symbol = seen->symbol;
+	e->skb = (__u64)skb;
+	e->mark = BPF_CORE_READ(skb, mark);
+	bpf_ringbuf_submit(e, wakeup_flags());
+	return 0;
+}
+
 SEC("tp_btf/kfree_skb")
 int trace_drop(__u64 *ctx)
 {
@@ -41,6 +67,6 @@ int trace_drop(__u64 *ctx)
 		return 0;
 	seen.symbol = ctx[1];
 	if (!find_headers(&h, skb, false) && !find_headers(&h, skb, true))
-		return 0;
+		return drop_unbuilt(&seen, skb);
 	return emit_skb(&seen, skb, &h);
 }

@@ -29,6 +29,7 @@ enum event_flag {
 	EVENT_SHORT = 8,         /* the packet ends within its transport header */
 	EVENT_INNER = 16,        /* an ICMP error; tuple and TCP fields are those of the packet that it is about */
 	EVENT_OTHERHOST = 32,    /* addressed to another MAC: bridged, or flooded here */
+	EVENT_UNBUILT = 64,      /* dropped before it had an IP header: the tuple is its socket's */
 };
 
 /* Causes of loss, indices of the map "losses". Same order as probe.LossCauses. */

@@ -27,8 +27,11 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 	if (h.fragment)
 		return 0;
 	if (h.protocol == IPPROTO_TCP) {
-		if (h.left < 14)
+		if (h.left < 14) {
+			if (is_hidden(skb))
+				count_loss(LOSS_NOT_LINEAR);
 			return 0;
+		}
 		flags = load8(h.transport + 13);
 		if (!(flags & (TCP_SYN | TCP_RST | TCP_FIN)))
 			return 0;

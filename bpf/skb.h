@@ -307,18 +307,20 @@ static __always_inline bool find_headers(struct headers *h, const struct sk_buff
 		if (linear > 65536)
 			return false;
 	}
-	if (protocol != ETH_P_IP && protocol != ETH_P_IPV6 && protocol != 0)
+	if (protocol != ETH_P_IP && protocol != ETH_P_IPV6)
 		return false;
 	return find_transport(h, p, linear);
 }
 
-/* is_hidden: an IP packet that find_headers could not look at, as its headers are not linear. */
+/* The most that headers take, with options and extensions, as far as they are followed. */
+#define HEADERS_MAX 256
+
+/* is_hidden: an IP packet whose headers go on beyond the skb's linear part, where they cannot be read. */
 static __always_inline bool is_hidden(const struct sk_buff *skb)
 {
 	__u16 protocol = bpf_ntohs(skb->protocol);
 
-	return skb->data_len && skb->len >= 20 && skb->len - skb->data_len < 20 &&
-	       (protocol == ETH_P_IP || protocol == ETH_P_IPV6);
+	return skb->data_len && skb->len - skb->data_len < HEADERS_MAX && (protocol == ETH_P_IP || protocol == ETH_P_IPV6);
 }
 
 #define PIDTYPE_PGID 2

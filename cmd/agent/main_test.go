@@ -28,6 +28,7 @@ func TestRun(t *testing.T) {
 		"variable":        {env: map[string]string{"REPLYPATH_RING_BYTES": "5000"}, code: 2, stderr: "replypath-agent: bad configuration: ring buffer of 5000 bytes*"},
 		"flag wins":       {args: []string{"--ring-bytes", "6000"}, env: map[string]string{"REPLYPATH_RING_BYTES": "5000"}, code: 2, stderr: "replypath-agent: bad configuration: ring buffer of 6000 bytes*"},
 		"TCP without TLS": {args: []string{"--listen", "tcp://127.0.0.1:0"}, code: 2, stderr: "replypath-agent: bad configuration: listen on tcp://127.0.0.1:0: TCP needs mutual TLS*"},
+		"no address":      {args: []string{"--listen="}, code: 2, stderr: "replypath-agent: bad configuration: no address to listen on\n"},
 		"bad address":     {args: []string{"--listen", "nowhere"}, code: 2, stderr: "replypath-agent: bad configuration: parse address \"nowhere\": expected *"},
 	}
 	for name, tt := range tests {

@@ -26,11 +26,16 @@ func (a *answer) exit() error {
 	return nil
 }
 
+// seen reports whether the answer tells of any connection.
+func (a *answer) seen() bool {
+	return len(a.findings)+len(a.paths) > 0 || a.summary.GetPaths() > 0
+}
+
 // connections counts those that the answer tells of: in paths and in findings.
+// Those that a finding does not list may be among the paths, and are not added.
 func (a *answer) connections() uint32 {
 	type connection struct{ protocol, client, server string }
 	seen := make(map[connection]bool)
-	omitted := uint32(0)
 	for _, p := range a.paths {
 		seen[connection{p.GetProtocol(), p.GetClient(), p.GetServer()}] = true
 	}
@@ -40,9 +45,8 @@ func (a *answer) connections() uint32 {
 		for _, c := range f.GetConnections() {
 			seen[connection{c.GetProtocol(), c.GetClient(), c.GetServer()}] = true
 		}
-		omitted += f.GetConnectionsOmitted()
 	}
-	return uint32(len(seen)) + omitted
+	return uint32(len(seen))
 }
 
 // pending reports whether a connection still waits for its reply.
@@ -99,11 +103,12 @@ func parseFilter(words []string) (string, error) {
 const (
 	pollInterval = 250 * time.Millisecond
 	settleTime   = 2 * time.Second // for the last fault to show
-	pendingTime  = 5 * time.Second // while a connection still waits for its reply
+	pendingTime  = 5 * time.Second // while more is to be expected
 )
 
-// settled asks again and again, until there is a finding or none can be expected any more.
-func settled(ctx context.Context, ask func(context.Context) (*answer, error)) (*answer, error) {
+// settled asks again and again, until there is a finding or none can be
+// expected any more; more reports whether an answer leads to expect one.
+func settled(ctx context.Context, ask func(context.Context) (*answer, error), more func(*answer) bool) (*answer, error) {
 	start := time.Now()
 	var last *answer
 	for found := false; ; {
@@ -121,7 +126,7 @@ func settled(ctx context.Context, ask func(context.Context) (*answer, error)) (*
 			return a, nil
 		case len(a.findings) > 0:
 			found = true
-		case waited >= pendingTime, waited >= settleTime && !a.pending():
+		case waited >= pendingTime, waited >= settleTime && !more(a):
 			return a, nil
 		}
 		select {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -24,6 +25,8 @@ type execution struct {
 	group uint32 // process group of its own
 	start time.Time
 	ended string // how it ended, if that is worth telling
+	// failed: by its exit status or by a signal.
+	failed bool
 }
 
 // explainCommand runs a command and explains what became of its connections.
@@ -69,28 +72,47 @@ func innermost(err error) error {
 	return err
 }
 
-// explainRun asks for the command's own connections and, if there are none,
-// for all that were seen while it ran: a daemon may have connected for it.
+// explainRun asks for the command's own connections. If there are none and the
+// user said which connections are meant, it asks for those that were seen while
+// the command ran: a daemon may have connected for it. Without a filter others'
+// connections are nobody's business here.
 func (c *connection) explainRun(ctx context.Context, w *world, run *execution, o explainOptions) (*answer, error) {
 	q := &tracev1.ExplainRequest{Filter: o.filter, Since: timestamppb.New(run.start), All: true, ProcessGroup: run.group}
-	a, err := settled(ctx, func(ctx context.Context) (*answer, error) { return c.ask(ctx, q) })
-	if err != nil || len(a.findings)+len(a.paths) > 0 || a.summary.GetPaths() > 0 {
-		return a, err
+	// A command that failed with nothing seen may have given up before its
+	// neighbour did: until then there is no packet.
+	more := func(a *answer) bool { return a.pending() || run.failed && !a.seen() }
+	a, err := settled(ctx, func(ctx context.Context) (*answer, error) { return c.ask(ctx, q) }, more)
+	switch {
+	case err != nil:
+		return nil, err
+	case a.seen():
+	case o.filter == "":
+		w.note("no TCP connection of %s was seen: another process may have made it, or no packet left", o.command[0])
+	default:
+		w.note("no connection of %s itself matched the filter; this is all that matched it while %s ran", o.command[0], o.command[0])
+		q.ProcessGroup = 0
+		if a, err = c.ask(ctx, q); err != nil {
+			return nil, err
+		}
 	}
-	w.note("no connection of %s itself was seen; this is all that was seen while it ran", o.command[0])
-	q.ProcessGroup = 0
-	return c.ask(ctx, q)
+	c.admitRestart(ctx, w, run.start, a)
+	return a, nil
 }
 
 // execute runs the command to its end. It has a process group of its own, by
 // which its connections are known. On a terminal that group becomes the
 // foreground one, so that prompts and Ctrl-C reach the command. When the
 // context ends, the group is interrupted and, if it does not heed that, killed.
+// If this process is killed, the kernel sends the command SIGTERM: that is when
+// the thread that started it ends (prctl(2), PR_SET_PDEATHSIG), so the thread is
+// kept for as long as the command runs.
 func (w *world) execute(ctx context.Context, program string, argv []string) (*execution, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, program)
 	cmd.Args = argv
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = w.stdin, w.stderr, w.stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 	cmd.WaitDelay = interruptGrace
 	tty := w.foreground()
@@ -109,6 +131,7 @@ func (w *world) execute(ctx context.Context, program string, argv []string) (*ex
 	if ctx.Err() != nil {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what is left of the group
 	}
+	run.failed = cmd.ProcessState == nil || !cmd.ProcessState.Success()
 	run.ended = endTold(argv[0], cmd.ProcessState, err)
 	return run, nil
 }

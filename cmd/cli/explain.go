@@ -31,7 +31,8 @@ With -- CMD it runs the command in a process group of its own, and explains what
 happened to the command's connections. The command keeps stdin; its output goes
 to stderr, so that stdout holds the explanation alone. Its exit status is told
 and does not change replypath's. The first Ctrl-C ends the command, not the
-explanation.
+explanation. Where the command made no connection itself (a daemon may have made
+it), a FILTER names those to explain instead.
 
 Exit: 0 no fault found, 1 findings, 2 usage, 3 no agent or tracing impossible.` + filterHelp
 
@@ -113,11 +114,12 @@ func (w *world) explain(ctx context.Context, s *server, o explainOptions) error 
 		return err
 	}
 	defer conn.close()
-	from := time.Now()
+	from, live := time.Now(), false
 	switch {
 	case o.follow:
 		return w.explainFollow(ctx, asking, conn, o)
 	case o.traceFor > 0 || conn.embedded:
+		live = true
 		if err := w.traceFor(asking, conn, o.traceFor); err != nil {
 			return err
 		}
@@ -131,6 +133,9 @@ func (w *world) explain(ctx context.Context, s *server, o explainOptions) error 
 	a, err := conn.ask(asking, &tracev1.ExplainRequest{Filter: o.filter, Since: timestamppb.New(from), All: o.all})
 	if err != nil {
 		return err
+	}
+	if live {
+		conn.admitRestart(asking, w, from, a)
 	}
 	return w.printer(o.output).whole(a)
 }
@@ -196,7 +201,7 @@ func (w *world) explainFollow(ctx, asking context.Context, conn *connection, o e
 	if err != nil {
 		return err
 	}
-	if err := p.summary(whole.summary); err != nil && !errors.Is(err, syscall.EPIPE) {
+	if err := p.summary(whole); err != nil && !errors.Is(err, syscall.EPIPE) {
 		return err
 	}
 	if len(shown) > 0 {

@@ -130,8 +130,12 @@ func (w *world) labResult(ctx context.Context, conn *connection, l lab.Lab, log 
 			return nil, err
 		}
 		return r.own(whole), nil
-	})
-	return r, err
+	}, (*answer).pending)
+	if err != nil {
+		return nil, err
+	}
+	conn.admitRestart(ctx, w, start, r.answer)
+	return r, nil
 }
 
 // own keeps of an answer what is about the lab's namespaces.

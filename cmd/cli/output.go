@@ -77,11 +77,11 @@ func (p *printer) path(path *tracev1.Path) error {
 	return p.paragraph(p.text.Path(path), false)
 }
 
-func (p *printer) summary(s *tracev1.Summary) error {
+func (p *printer) summary(a *answer) error {
 	if p.json {
-		return p.line(&tracev1.ExplainResponse{Result: &tracev1.ExplainResponse_Summary{Summary: s}})
+		return p.line(&tracev1.ExplainResponse{Result: &tracev1.ExplainResponse_Summary{Summary: a.summary}})
 	}
-	return p.paragraph(p.text.Summary(s), true)
+	return p.paragraph(p.text.Summary(a.summary, a.findings), true)
 }
 
 func (p *printer) lost(l *tracev1.LostEvents) error {
@@ -132,5 +132,5 @@ func (p *printer) answer(a *answer) error {
 			return err
 		}
 	}
-	return p.summary(a.summary)
+	return p.summary(a)
 }

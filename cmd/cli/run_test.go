@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tracev1 "github.com/replypath/replypath/api/trace/v1"
 	"github.com/replypath/replypath/internal/agent"
@@ -251,21 +252,26 @@ func TestCommandWaitsForSlowFaults(t *testing.T) {
 }
 
 func TestCommandSettles(t *testing.T) {
+	const one, nothing = "No fault found in 1 connection.\n", "Nothing to explain.*"
 	cases := []struct {
-		name     string
-		answered bool
-		from, to time.Duration
+		name, command string
+		answers       []*tracev1.ExplainResponse
+		from, to      time.Duration
+		stdout        string
 	}{
-		{"answered", true, settleTime, settleTime + 10*time.Second},
-		{"still waiting", false, pendingTime, pendingTime + 10*time.Second},
+		{"answered", "true", []*tracev1.ExplainResponse{pathAnswer(true), summaryAnswer(1, 0)}, settleTime, pendingTime, one},
+		{"still waiting", "true", []*tracev1.ExplainResponse{pathAnswer(false), summaryAnswer(1, 0)}, pendingTime, pendingTime + 10*time.Second, one},
+		{"answered, and failed", "false", []*tracev1.ExplainResponse{pathAnswer(true), summaryAnswer(1, 0)}, settleTime, pendingTime, one},
+		{"nothing", "true", []*tracev1.ExplainResponse{summaryAnswer(0, 0)}, settleTime, pendingTime, nothing},
+		{"nothing, and failed", "false", []*tracev1.ExplainResponse{summaryAnswer(0, 0)}, pendingTime, pendingTime + 10*time.Second, nothing},
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			f := &fakeTracer{answers: []*tracev1.ExplainResponse{pathAnswer(tc.answered), summaryAnswer(1, 0)}, watch: untilGone}
-			w := newTestWorld("explain", "--server", f.socket(t), "--", "true")
+			f := &fakeTracer{answers: tc.answers, watch: untilGone}
+			w := newTestWorld("explain", "--server", f.socket(t), "--", tc.command)
 			start := time.Now()
-			w.expect(t, w.run(), exitOK, "No fault found in 1 connection.\n", "")
+			w.expect(t, w.run(), exitOK, tc.stdout, ".*")
 			if took := time.Since(start); took < tc.from || took > tc.to {
 				t.Errorf("took %v, want %v to %v", took, tc.from, tc.to)
 			}
@@ -273,17 +279,86 @@ func TestCommandSettles(t *testing.T) {
 	}
 }
 
-// TestCommandWithoutConnections falls back to all that was seen, and says so.
+// TestCommandWithoutConnections has faults of others around: they are told only
+// to who names the connections that are meant.
 func TestCommandWithoutConnections(t *testing.T) {
-	f := &fakeTracer{watch: untilGone}
-	f.explain = func(q *tracev1.ExplainRequest) ([]*tracev1.ExplainResponse, error) {
-		if q.GetProcessGroup() != 0 {
-			return []*tracev1.ExplainResponse{summaryAnswer(0, 0)}, nil
-		}
-		return []*tracev1.ExplainResponse{findingAnswer("reply-no-route"), summaryAnswer(1, 1)}, nil
+	cases := []struct {
+		name, args     string
+		code           int
+		stdout, stderr string
+	}{
+		{"no filter", "", exitOK, `Nothing to explain: no matching connection was seen\.\n`,
+			`replypath: no TCP connection of true was seen: another process may have made it, or no packet left\n`},
+		{"filter", "port 80", exitFault, `x REPLY LOST.*`,
+			`replypath: no connection of true itself matched the filter; this is all that matched it while true ran\n`},
 	}
-	w := newTestWorld("explain", "--server", f.socket(t), "--", "true")
-	w.expect(t, w.run(), exitFault, "x REPLY LOST.*", "replypath: no connection of true itself was seen; this is all that was seen while it ran\n")
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			f := &fakeTracer{watch: untilGone}
+			f.explain = func(q *tracev1.ExplainRequest) ([]*tracev1.ExplainResponse, error) {
+				if q.GetProcessGroup() != 0 {
+					return []*tracev1.ExplainResponse{summaryAnswer(0, 0)}, nil
+				}
+				return []*tracev1.ExplainResponse{findingAnswer("reply-no-route"), summaryAnswer(1, 1)}, nil
+			}
+			args := append([]string{"explain", "--server", f.socket(t)}, strings.Fields(tc.args)...)
+			w := newTestWorld(append(args, "--", "true")...)
+			w.expect(t, w.run(), tc.code, tc.stdout, tc.stderr)
+		})
+	}
+}
+
+// TestFailedCommandWaitsForItsNeighbour has a command give up while nothing has
+// left yet: the kernel takes 3 s to give a neighbour up.
+func TestFailedCommandWaitsForItsNeighbour(t *testing.T) {
+	for _, script := range []string{"exit 28", "kill -TERM $$"} {
+		t.Run(script, func(t *testing.T) {
+			t.Parallel()
+			f, start := &fakeTracer{watch: untilGone}, time.Now()
+			f.explain = func(*tracev1.ExplainRequest) ([]*tracev1.ExplainResponse, error) {
+				if time.Since(start) < 3*time.Second {
+					return []*tracev1.ExplainResponse{summaryAnswer(0, 0)}, nil
+				}
+				return []*tracev1.ExplainResponse{findingAnswer("neighbor-unresolved"), summaryAnswer(1, 1)}, nil
+			}
+			w := newTestWorld("explain", "--server", f.socket(t), "--", "sh", "-c", script)
+			w.expect(t, w.run(), exitFault, "x REPLY LOST.*neighbor-unresolved.*", "replypath: sh (exited with status 28|was ended by a signal: terminated)\n")
+		})
+	}
+}
+
+// TestAgentRestarted has an agent that cannot know how the time began.
+func TestAgentRestarted(t *testing.T) {
+	const note = `replypath: the agent was restarted meanwhile \(at [0-9:]+ on worker-1\): what happened before that was not seen\n`
+	const tracing = `replypath: tracing for 10ms; Ctrl-C to stop early\n`
+	cases := []struct {
+		args           string
+		started        time.Duration // from now
+		stdout, stderr string
+	}{
+		{"-- true", time.Hour, `No fault found in 1 connection, but not everything was seen\.\n`, note},
+		{"--for 10ms", time.Hour, `No fault found in 1 connection, but not everything was seen\.\n`, tracing + note},
+		{"--for 10ms -o json", time.Hour, `{"summary":{"verdict":"incomplete","paths":1,.*\n`, tracing + note},
+		{"--for 10ms", -time.Hour, `No fault found in 1 connection\.\n`, tracing},
+		{"--since 2h", -time.Hour, `No fault found in 1 connection\.\n`, ""}, // it looks back as far as it can
+	}
+	for _, tc := range cases {
+		t.Run(tc.args, func(t *testing.T) {
+			f := &fakeTracer{answers: []*tracev1.ExplainResponse{pathAnswer(true), summaryAnswer(1, 0)}, watch: untilGone}
+			f.nodes = []*tracev1.Node{{Name: "worker-1", Started: timestamppb.New(time.Now().Add(tc.started))}}
+			w := newTestWorld(append([]string{"explain", "--server", f.socket(t)}, strings.Fields(tc.args)...)...)
+			w.expect(t, w.run(), exitOK, tc.stdout, tc.stderr)
+		})
+	}
+}
+
+// TestRestartKeepsFaults: what was found was found.
+func TestRestartKeepsFaults(t *testing.T) {
+	f := &fakeTracer{answers: []*tracev1.ExplainResponse{findingAnswer("x"), summaryAnswer(1, 1)}, watch: untilGone}
+	f.nodes = []*tracev1.Node{{Started: timestamppb.New(time.Now().Add(time.Hour))}}
+	w := newTestWorld("explain", "-o", "json", "--server", f.socket(t), "--", "true")
+	w.expect(t, w.run(), exitFault, `.*"verdict":"fault".*`, `replypath: the agent was restarted meanwhile \(at [0-9:]+\): .*\n`)
 }
 
 // TestInterruptedCommand ends a command that runs without a terminal, also one that does not heed SIGINT.

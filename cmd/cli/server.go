@@ -7,8 +7,10 @@ import (
 	"errors"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -16,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	tracev1 "github.com/replypath/replypath/api/trace/v1"
+	"github.com/replypath/replypath/internal/stream"
 )
 
 const (
@@ -88,11 +91,15 @@ func (c *connection) ended() error {
 // connect finds the agent, or becomes one.
 func (s *server) connect(ctx context.Context) (*connection, error) {
 	s.resolve()
-	path, local := socketPath(s.target)
-	if !local {
-		return s.connectTLS()
+	at, err := s.endpoint()
+	if err != nil {
+		return nil, err
 	}
-	err := s.knock(ctx, path)
+	if at.Network == "tcp" {
+		return s.connectTLS(at.Address)
+	}
+	path := at.Address
+	err = s.knock(ctx, path)
 	switch {
 	case err == nil:
 		return s.connectSocket(path)
@@ -122,16 +129,33 @@ func (s *server) resolve() {
 	s.target = defaultServer
 }
 
-// socketPath returns the path of unix:///path and unix:path.
-func socketPath(target string) (string, bool) {
-	path, ok := strings.CutPrefix(target, "unix:")
-	if !ok {
-		return "", false
+// endpoint reads where the agent is to be found. Besides what an agent takes as
+// the place to listen, a client may say unix:/path and host:port.
+func (s *server) endpoint() (stream.Endpoint, error) {
+	text := s.target
+	if path, ok := strings.CutPrefix(text, "unix:"); ok {
+		at, err := stream.ParseEndpoint("unix://" + strings.TrimPrefix(path, "//"))
+		if err != nil {
+			return at, usagef("server: %w", err)
+		}
+		return at, nil
 	}
-	if rest, ok := strings.CutPrefix(path, "//"); ok {
-		path = rest
+	if !strings.Contains(text, "://") {
+		text = "tcp://" + text
 	}
-	return path, true
+	at, err := stream.ParseEndpoint(text)
+	if err == nil {
+		host, port, _ := net.SplitHostPort(at.Address)
+		if number, _ := strconv.Atoi(port); number > 0 && host != "" && !strings.ContainsFunc(host, notInHost) {
+			return at, nil
+		}
+	}
+	return at, usagef("server %q is neither unix:///PATH nor HOST:PORT", s.target)
+}
+
+// notInHost reports what no name or address of a host holds (RFC 3986, sections 2.2 and 3.2.2).
+func notInHost(r rune) bool {
+	return !unicode.IsGraphic(r) || unicode.IsSpace(r) || strings.ContainsRune(`/?#@[]\"<>`, r)
 }
 
 // knock reports whether somebody listens on the socket.
@@ -154,11 +178,7 @@ func (s *server) connectSocket(path string) (*connection, error) {
 	return &connection{TracerClient: tracev1.NewTracerClient(conn), server: s.target, conn: conn}, nil
 }
 
-func (s *server) connectTLS() (*connection, error) {
-	address := strings.TrimPrefix(s.target, "tcp://")
-	if _, _, err := net.SplitHostPort(address); err != nil {
-		return nil, usagef("server %q is neither unix:///PATH nor HOST:PORT", s.target)
-	}
+func (s *server) connectTLS(address string) (*connection, error) {
 	if s.cert == "" || s.key == "" || s.trust == "" {
 		return nil, usagef("server %s is reached by TLS: --tls-cert, --tls-key and --tls-ca are needed", s.target)
 	}

@@ -31,6 +31,9 @@ const (
 	DefaultRingBytes     = 8 << 20
 )
 
+// maxRingBytes is far more than a reader that keeps up ever needs.
+const maxRingBytes = 1 << 30
+
 // ErrUnsupported says that this kernel, or these privileges, do not allow to
 // trace. The error that wraps it is one line that names what is missing.
 var ErrUnsupported = probe.ErrUnsupported
@@ -65,8 +68,16 @@ func (c *Config) setDefaults() error {
 	if c.RingBytes == 0 {
 		c.RingBytes = DefaultRingBytes
 	}
-	if page := os.Getpagesize(); c.RingBytes < page || c.RingBytes&(c.RingBytes-1) != 0 {
-		return fmt.Errorf("%w: ring buffer of %d bytes: want a power of two, %d or more", ErrUsage, c.RingBytes, page)
+	if page := os.Getpagesize(); c.RingBytes < page || c.RingBytes > maxRingBytes || c.RingBytes&(c.RingBytes-1) != 0 {
+		return fmt.Errorf("%w: ring buffer of %d bytes: want a power of two from %d to %d", ErrUsage, c.RingBytes, page, maxRingBytes)
+	}
+	if len(c.Listen)+len(c.Listeners) == 0 {
+		return fmt.Errorf("%w: no address to listen on", ErrUsage)
+	}
+	if c.MetricsListen != "" {
+		if _, _, err := net.SplitHostPort(c.MetricsListen); err != nil {
+			return fmt.Errorf("%w: listen on %q for metrics: want host:port", ErrUsage, c.MetricsListen)
+		}
 	}
 	for _, address := range c.Listen {
 		e, err := stream.ParseEndpoint(address)
@@ -164,6 +175,9 @@ func (a *agent) logHooks() {
 			continue
 		}
 		a.log.Warn("hook not attached", "hook", h.Name, "state", h.State, "reason", h.Reason)
+	}
+	if !probe.HasCapability(unix.CAP_SYS_ADMIN) {
+		a.log.Warn("without CAP_SYS_ADMIN other network namespaces cannot be asked: findings there will be fewer, and less certain")
 	}
 	a.log.Info("tracing", "node", a.node, "version", version.String(), "kernel", kernelRelease(), "hooks", attached)
 }

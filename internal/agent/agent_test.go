@@ -138,6 +138,10 @@ func TestBadConfig(t *testing.T) {
 		"small":     {RingBytes: 16},
 		"age":       {MaxAge: -1},
 		"bytes":     {MaxBytes: -1},
+		"large":     {RingBytes: 1 << 32},
+		"nowhere":   {},
+		"listen":    {Listen: []string{"nowhere"}},
+		"metrics":   {Listen: []string{"unix:///x"}, MetricsListen: "9464"},
 	} {
 		if err := Run(t.Context(), cfg, func() { t.Error("ready") }); !errors.Is(err, ErrUsage) {
 			t.Errorf("%s: error = %v", name, err)

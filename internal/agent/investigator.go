@@ -48,7 +48,9 @@ type investigator struct {
 	queue chan trace.Case
 	open  atomic.Int64  // cases queued or under way
 	lost  atomic.Uint64 // cases that found the queue full
-	cases atomic.Uint64
+	// unread counts cases that stay open because their host could not be asked.
+	unread atomic.Uint64
+	cases  atomic.Uint64
 
 	seed    maphash.Seed
 	flights singleflight.Group
@@ -176,6 +178,9 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) b
 	}
 	f, ok := diagnose.Explain(c, &s)
 	if !ok {
+		if err != nil {
+			i.unread.Add(1)
+		}
 		return false
 	}
 	f.Where.Node = i.node
@@ -189,7 +194,11 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) b
 // does, and its repetitions.
 func (i *investigator) claims(f *trace.Finding, c *trace.Case) bool {
 	key := pathKey{c.Path.Connection, c.Path.First.UnixNano()}
-	fault := maphash.Comparable(i.seed, [4]any{f.ID, f.Direction, f.Where.Place.Netns, strings.Join(f.Fix, "\n")})
+	mend := f.Fault
+	if mend == "" {
+		mend = strings.Join(f.Fix, "\n")
+	}
+	fault := maphash.Comparable(i.seed, [4]any{f.ID, f.Direction, f.Where.Place.Netns, mend})
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if e, ok := i.explained[key]; ok && e.fault != fault {
@@ -261,6 +270,11 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		s, err := i.reader.Read(ctx, q)
 		if err != nil {
 			return s, err
+		}
+		if reply, ok := diagnose.ReplyQuestion(&q); ok && len(s.Filters) == 1 {
+			if answer, err := i.reader.Read(ctx, reply); err == nil {
+				s.ReplyFilters = answer.Filters
+			}
 		}
 		if diagnose.DependsOnPath(c, &s) {
 			s.PathGateways = i.pathGateways(c)

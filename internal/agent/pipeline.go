@@ -18,6 +18,7 @@ import (
 const (
 	lossPathTable = "path_table_full"
 	lossCaseQueue = "case_queue_full"
+	lossUnread    = "host_not_read" // cases whose namespace could not be asked
 	lossRecorder  = "recorder_full" // findings forgotten before their time
 )
 
@@ -42,7 +43,7 @@ type pipeline struct {
 func newPipeline(p *probe.Probe, places *netstate.Directory, r *recorder.Recorder, i *investigator, log *slog.Logger) *pipeline {
 	return &pipeline{
 		probe: p, places: places, recorder: r, investigator: i, log: log,
-		table: correlate.New(correlate.Config{Place: places.Place}),
+		table: correlate.New(correlate.Config{Place: places.PlaceThen}),
 	}
 }
 
@@ -116,6 +117,7 @@ func (p *pipeline) losses() map[string]uint64 {
 	}
 	losses[lossPathTable] = p.evicted.Load()
 	losses[lossCaseQueue] = p.investigator.lost.Load()
+	losses[lossUnread] = p.investigator.unread.Load()
 	losses[lossRecorder] = p.recorder.Stats().FindingsForgotten
 	return losses
 }

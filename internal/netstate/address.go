@@ -72,11 +72,11 @@ func (r *Reader) Addresses(ns trace.Netns) ([]Address, error) {
 func (d *Directory) Reachable(limit int) []trace.Netns {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	all := make([]trace.Netns, 0, len(d.paths)+1)
+	all := make([]trace.Netns, 0, len(d.found.paths)+1)
 	if d.host.Netns != 0 {
 		all = append(all, d.host.Netns)
 	}
-	for ns := range d.paths {
+	for ns := range d.found.paths {
 		if ns != d.host.Netns {
 			all = append(all, ns)
 		}

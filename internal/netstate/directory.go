@@ -3,14 +3,12 @@ package netstate
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 
 	"github.com/replypath/replypath/pkg/trace"
 )
@@ -27,12 +25,8 @@ const (
 	processesEvery = time.Second            // between scans of /proc
 	processAge     = 5 * time.Second        // after which a process is looked for again
 	verifyInterval = 100 * time.Millisecond // between looks for the name of a nameless namespace that is to be blamed
-	nameMemory     = 5 * time.Minute        // for the name of a namespace that is gone
+	nameMemory     = 5 * time.Minute        // for a namespace whose inode has another one, or none, by now
 )
-
-// ErrNoNamespace says that a network namespace cannot be reached: it is gone,
-// or has neither a name nor a process.
-var ErrNoNamespace = errors.New("no such network namespace")
 
 // Directory gives network namespaces their names, and opens them. It is safe
 // for concurrent use.
@@ -54,28 +48,8 @@ type Directory struct {
 	nextProcess atomic.Int64
 
 	mu      sync.RWMutex
-	names   map[trace.Netns]string // of now
-	paths   map[trace.Netns]string // of now, names' directory and others
-	since   map[trace.Netns]time.Time
+	found   found // by the last scan; written with scanning held too
 	entries map[trace.Netns]*entry
-}
-
-// entry is what is remembered of a namespace that was asked about.
-type entry struct {
-	place    trace.Place
-	since    time.Time    // when the named namespace got its inode; zero: not known
-	previous trace.Place  // the namespace that had the inode before
-	verified atomic.Int64 // nameless: tick when its name was last looked for on purpose
-	used     atomic.Int64 // tick
-	forget   int64        // tick when the name of a namespace that is gone expires; 0: it is not gone
-	retry    int64        // unknown: tick when to look again
-	interval time.Duration
-	aged     atomic.Int64 // nameless: tick when to look for a process again
-}
-
-// known reports whether there is something to say of the namespace.
-func (e *entry) known() bool {
-	return e.place.Name != "" || e.place.Host || e.place.PID != 0
 }
 
 // NewDirectory reads the names that there are now.
@@ -114,62 +88,107 @@ func (d *Directory) Place(ns trace.Netns) trace.Place {
 	return d.find(ns, now)
 }
 
+// PlaceThen names the namespace that had an inode at a time: one that is gone
+// keeps its name for some minutes. It is as cheap as Place and verifies nothing;
+// where no earlier namespace is remembered it gives that of now.
+func (d *Directory) PlaceThen(ns trace.Netns, at time.Time) trace.Place {
+	place := d.Place(ns)
+	now := d.now()
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	e := d.entries[ns]
+	if e == nil || !e.remembers(d.tick(now)) {
+		return place
+	}
+	then, _ := e.then(at, now, d.tick(now))
+	return then
+}
+
 // PlaceAt names the namespace that had an inode at a time. It reports false
 // when that one is gone: inodes are used again as soon as their namespace is.
-// Unlike Place it looks whether the name still leads there.
+// Unlike Place it looks whether the name, or the process, still leads there, and
+// looks for a process at once.
 func (d *Directory) PlaceAt(ns trace.Netns, at time.Time) (trace.Place, bool) {
 	place := d.Place(ns)
 	if ns == 0 || place.Host && place.Name == "" {
 		return place, true
 	}
-	if !d.leadsTo(place.Name, ns) {
-		place = d.lookAgain(ns)
+	if place.Name == "" || !d.leadsTo(place) {
+		d.lookAgain(ns)
 	}
 	now := d.now()
+	place, same := trace.Place{Netns: ns}, true
 	d.mu.RLock()
-	defer d.mu.RUnlock()
-	e := d.entries[ns]
-	if e == nil || e.place.Name == "" || !at.Before(e.since) || e.since.After(now) {
-		return place, true
+	if e := d.entries[ns]; e != nil {
+		place, same = e.then(at, now, d.tick(now))
 	}
-	if e.previous.Netns == 0 {
-		return trace.Place{Netns: ns}, false
+	d.mu.RUnlock()
+	if same && place.Name == "" && !place.Host && !d.leadsTo(place) {
+		place.PID = 0 // it is too early to look for another process
 	}
-	return e.previous, false
+	return place, same
 }
 
-// lookAgain scans the names for one namespace, though not all the time for one that has none.
-func (d *Directory) lookAgain(ns trace.Netns) trace.Place {
+// lookAgain scans the names for one namespace, and the processes when it has
+// no name, though not all the time.
+func (d *Directory) lookAgain(ns trace.Netns) {
 	now := d.now()
 	d.mu.RLock()
 	e := d.entries[ns]
-	wait := e != nil && d.tick(now) < e.verified.Load()
+	wait := e != nil && e.place.Name == "" && d.tick(now) < e.verified.Load()
 	d.mu.RUnlock()
-	if !wait {
-		d.scanning.Lock()
-		d.scan(now)
-		d.scanning.Unlock()
-		d.mu.RLock()
-		if e := d.entries[ns]; e != nil {
-			e.verified.Store(d.tick(now.Add(verifyInterval)))
-		}
-		d.mu.RUnlock()
+	if wait {
+		return
 	}
+	d.scanning.Lock()
+	d.scan(now)
+	d.scanning.Unlock()
+
+	d.mu.RLock()
+	place := trace.Place{Netns: ns}
+	if e := d.entries[ns]; e != nil {
+		place = e.place
+	}
+	d.mu.RUnlock()
+	started := time.Now()
+	if place.Name == "" && !place.Host && !d.leadsTo(place) {
+		d.lookForProcess(ns)
+	}
+	pause := max(verifyInterval, scanShare*time.Since(started))
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if e := d.entries[ns]; e != nil {
-		return e.place
+		e.verified.Store(d.tick(now.Add(pause)))
 	}
-	return trace.Place{Netns: ns}
 }
 
-// leadsTo reports whether a name is that of the namespace now.
-func (d *Directory) leadsTo(name string, ns trace.Netns) bool {
-	if name == "" {
+// lookForProcess looks for a process in a nameless namespace.
+func (d *Directory) lookForProcess(ns trace.Netns) {
+	pid, err := d.sources.process(ns)
+	if err != nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if e := d.entries[ns]; e != nil && e.place.Name == "" && !e.place.Host {
+		e.place.PID = pid
+	}
+}
+
+// leadsTo reports whether a place's name, or its process when it has none, is
+// that of its namespace now.
+func (d *Directory) leadsTo(place trace.Place) bool {
+	var path string
+	switch {
+	case place.Name != "":
+		path = filepath.Join(d.sources.names, place.Name)
+	case place.PID != 0:
+		path = d.sources.processPath(place.PID)
+	default:
 		return false
 	}
-	inode, ok := namespaceInode(filepath.Join(d.sources.names, name), d.device)
-	return ok && inode == ns
+	inode, ok := namespaceInode(path, d.device)
+	return ok && inode == place.Netns
 }
 
 // remembered answers from memory, unless it is time to look again.
@@ -182,9 +201,6 @@ func (d *Directory) remembered(ns trace.Netns, now time.Time) (trace.Place, bool
 	}
 	at := d.tick(now)
 	e.used.Store(at)
-	if e.forget != 0 && at > e.forget {
-		return trace.Place{}, false
-	}
 	if !e.known() {
 		return e.place, at < e.retry
 	}
@@ -227,11 +243,8 @@ func (d *Directory) find(ns trace.Netns, now time.Time) trace.Place {
 		e = &entry{interval: firstRetry}
 		e.used.Store(d.tick(now))
 		d.entries[ns] = e
+		d.fill(ns, e, now)
 	}
-	if e.forget != 0 && d.tick(now) > e.forget {
-		e.place.Name, e.forget = "", 0
-	}
-	d.fill(ns, e)
 	if !e.known() {
 		e.retry = d.tick(now.Add(e.interval))
 		e.interval = min(2*e.interval, lastRetry)
@@ -240,25 +253,26 @@ func (d *Directory) find(ns trace.Netns, now time.Time) trace.Place {
 	return e.place
 }
 
-// fill puts what the last scan said into an entry. A name outlives its
-// namespace: packets of it may be asked about later.
-func (d *Directory) fill(ns trace.Netns, e *entry) {
+// fill puts what the last scan said into an entry; moment is when a name that
+// it did not find any more went.
+func (d *Directory) fill(ns trace.Netns, e *entry, moment time.Time) {
+	name, born := d.found.names[ns], d.found.since[ns]
+	_, filed := d.found.paths[ns]
 	e.place.Netns = ns
 	if ns == d.host.Netns {
-		e.place.Host, e.place.PID = true, d.host.PID
-	}
-	if name, ok := d.names[ns]; ok {
-		if since := d.since[ns]; e.place.Name != "" && (e.place.Name != name || !since.Equal(e.since)) {
-			e.previous = e.place
-		}
-		e.place.Name, e.since, e.forget = name, d.since[ns], 0
-		if !e.place.Host {
-			e.place.PID = 0 // the name is the better way in, and the number may be of an earlier namespace
-		}
+		e.place.Host, e.place.PID, e.place.Name = true, d.host.PID, name
 		return
 	}
-	if e.place.Name != "" && e.forget == 0 {
-		e.forget = d.tick(d.now().Add(nameMemory))
+	forget := d.tick(d.now().Add(nameMemory))
+	switch {
+	case !born.IsZero() && !(e.filed && born.Equal(e.born)):
+		e.succeed(born, forget)
+	case e.filed && born.IsZero() && (!filed || name != e.place.Name || !e.born.IsZero()):
+		e.succeed(moment, forget)
+	}
+	e.filed, e.born, e.place.Name = filed, born, name
+	if name != "" {
+		e.place.PID = 0 // the name is the better way in
 	}
 }
 
@@ -280,24 +294,38 @@ func (d *Directory) makeRoom() {
 	}
 }
 
-// scan reads the names. It needs d.scanning.
+// scan reads the names. What cannot be read stays as it was, and is read again
+// soon. It needs d.scanning.
 func (d *Directory) scan(now time.Time) {
 	changed := d.sources.changed()
 	started := time.Now()
-	found := d.sources.scan()
+	found, err := d.sources.scan(d.found)
 	cost := time.Since(started)
 
-	d.changed = changed
+	moment := d.moment(changed, now)
+	complete := err == nil || errors.Is(err, fs.ErrPermission) // which another scan would lack too
+	if complete {
+		d.changed = changed
+	}
 	d.scanned = now
 	d.nextScan = now.Add(max(checkInterval, scanShare*cost))
-	d.settled = now.Sub(changed) > settleTime && (!found.pending || now.Sub(changed) > mountTime)
+	d.settled = complete && now.Sub(changed) > settleTime && (!found.pending || now.Sub(changed) > mountTime)
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.names, d.paths, d.since = found.names, found.paths, found.since
+	d.found = found
 	for ns, e := range d.entries {
-		d.fill(ns, e)
+		d.fill(ns, e, moment)
 	}
+}
+
+// moment is when a name went that the last scan still found: when the directory
+// changed, unless its time does not fit between that scan and now.
+func (d *Directory) moment(changed, now time.Time) time.Time {
+	if changed.Equal(d.changed) || changed.Before(d.scanned.Add(-settleTime)) || changed.After(now) {
+		return now
+	}
+	return changed
 }
 
 // findProcesses looks for processes in the nameless namespaces that were asked
@@ -309,8 +337,11 @@ func (d *Directory) findProcesses(now time.Time) {
 	go func() {
 		defer d.processing.Store(false)
 		started := time.Now()
-		pids := d.sources.processes()
+		pids, err := d.sources.processes()
 		d.nextProcess.Store(d.tick(now.Add(max(processesEvery, scanShare*time.Since(started)))))
+		if err != nil {
+			return // what is known stays
+		}
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		for ns, e := range d.entries {
@@ -320,93 +351,4 @@ func (d *Directory) findProcesses(now time.Time) {
 			}
 		}
 	}()
-}
-
-// Open opens a namespace by its name, or else by a process in it, and verifies
-// that it is the one: names, inodes and process numbers are all used again. The caller
-// closes the handle. The error is ErrNoNamespace when there is no way to it.
-func (d *Directory) Open(ns trace.Netns) (netns.NsHandle, error) {
-	if ns == 0 {
-		return netns.None(), ErrNoNamespace
-	}
-	if handle, ok := d.openKnown(ns); ok {
-		return handle, nil
-	}
-	d.scanning.Lock()
-	d.scan(d.now())
-	d.scanning.Unlock()
-	if handle, ok := d.openKnown(ns); ok {
-		return handle, nil
-	}
-	if pid := d.sources.process(ns); pid != 0 {
-		if handle, ok := openVerified(d.sources.processPath(pid), ns); ok {
-			return handle, nil
-		}
-	}
-	return netns.None(), fmt.Errorf("open network namespace %d: %w", ns, ErrNoNamespace)
-}
-
-// openKnown tries the ways that are known.
-func (d *Directory) openKnown(ns trace.Netns) (netns.NsHandle, bool) {
-	d.mu.RLock()
-	path := d.paths[ns]
-	pid := 0
-	if e := d.entries[ns]; e != nil {
-		pid = e.place.PID
-	}
-	d.mu.RUnlock()
-	if path != "" {
-		if handle, ok := openVerified(path, ns); ok {
-			return handle, true
-		}
-	}
-	if ns == d.host.Netns {
-		if handle, ok := openVerified(d.sources.hostPath(), ns); ok {
-			return handle, true
-		}
-	}
-	if pid != 0 {
-		return openVerified(d.sources.processPath(pid), ns)
-	}
-	return netns.None(), false
-}
-
-// openVerified opens a path if it leads to the namespace.
-func openVerified(path string, ns trace.Netns) (netns.NsHandle, bool) {
-	handle, inode, err := openNamespace(path)
-	if err != nil {
-		return netns.None(), false
-	}
-	if inode != ns {
-		handle.Close()
-		return netns.None(), false
-	}
-	return handle, true
-}
-
-// openNamespace opens a network namespace file and tells its inode.
-func openNamespace(path string) (netns.NsHandle, trace.Netns, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return netns.None(), 0, fmt.Errorf("open %s: %w", path, err)
-	}
-	inode, err := networkInode(fd)
-	if err != nil {
-		unix.Close(fd)
-		return netns.None(), 0, fmt.Errorf("open %s: %w", path, err)
-	}
-	return netns.NsHandle(fd), inode, nil
-}
-
-// networkInode returns the inode number of an open network namespace file.
-func networkInode(fd int) (trace.Netns, error) {
-	kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
-	if err != nil || kind != unix.CLONE_NEWNET {
-		return 0, errors.New("not a network namespace")
-	}
-	var stat unix.Stat_t
-	if err := unix.Fstat(fd, &stat); err != nil {
-		return 0, err
-	}
-	return trace.Netns(stat.Ino), nil
 }

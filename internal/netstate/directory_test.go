@@ -118,19 +118,120 @@ func TestPlaceFollowsNames(t *testing.T) {
 	c.pass(2 * checkInterval)
 	c.want(d, "mnt", "new")
 
-	// a name outlives its namespace, but not for ever
+	// a name that is gone is not that of what has the inode now
 	c.remove("new")
 	c.pass(time.Second)
-	c.want(d, "mnt", "new")
-	c.pass(nameMemory - 2*time.Second)
-	c.want(d, "mnt", "new")
-	c.pass(4 * time.Second)
 	c.want(d, "mnt", "")
 
 	// and comes back when it does
 	c.add("again", "mnt")
 	c.pass(lastRetry)
 	c.want(d, "mnt", "again")
+}
+
+func TestPlaceThen(t *testing.T) {
+	c := newCatalog(t)
+	c.add("old", "mnt")
+	d := c.open()
+	c.want(d, "mnt", "old")
+	ns := c.inode("mnt")
+	while := c.now.Add(time.Second)
+	c.pass(2 * time.Second)
+	c.remove("old")
+	removed := c.now
+	c.age(0) // the directory's time, by the test's clock
+
+	c.pass(time.Minute) // nobody asked for a while
+	c.wantThen(d, ns, while, "old", false)
+	c.wantThen(d, ns, removed.Add(time.Millisecond), "", true)
+	c.wantThen(d, ns, c.now, "", true)
+
+	c.pass(nameMemory + time.Second)
+	if got, same := d.PlaceAt(ns, while); got != (trace.Place{Netns: ns}) || same {
+		t.Errorf("PlaceAt = %+v, %v; want no name any more, and that it is gone", got, same)
+	}
+	if got := d.PlaceThen(ns, while); got.Name != "" {
+		t.Errorf("PlaceThen = %+v, want no name any more", got)
+	}
+}
+
+// A link to a process's namespace, as people make for containers, stays one namespace.
+func TestPlaceAtOfLink(t *testing.T) {
+	c := newCatalog(t)
+	d := c.open()
+	while := c.now
+	c.want(d, "uts", "")
+	c.add("container", "uts")
+	for range 5 {
+		c.pass(time.Second)
+		c.age(0)
+		time.Sleep(10 * time.Millisecond) // the kernel's clock for files
+		c.wantThen(d, c.inode("uts"), while, "container", true)
+	}
+}
+
+// wantThen asks both for the namespace that had an inode at a time.
+func (c *catalog) wantThen(d *Directory, ns trace.Netns, at time.Time, name string, same bool) {
+	c.t.Helper()
+	if got := d.PlaceThen(ns, at); got.Name != name || got.Netns != ns {
+		c.t.Errorf("PlaceThen = %+v, want name %q", got, name)
+	}
+	if got, ok := d.PlaceAt(ns, at); got.Name != name || got.Netns != ns || ok != same {
+		c.t.Errorf("PlaceAt = %+v, %v; want name %q, %v", got, ok, name, same)
+	}
+}
+
+func TestEntryThen(t *testing.T) {
+	start := time.Now()
+	second := func(n int) time.Time { return start.Add(time.Duration(n) * time.Second) }
+	named := func(name string) trace.Place { return trace.Place{Netns: 7, Name: name} }
+	const forget = 1000
+	tests := []struct {
+		name  string
+		place trace.Place
+		at    int
+		now   int
+		tick  int64
+		want  trace.Place
+		same  bool
+	}{
+		{"now", named("b"), 30, 40, 0, named("b"), true},
+		{"from its first moment", named("b"), 20, 40, 0, named("b"), true},
+		{"between the two", named("b"), 15, 40, 0, named(""), false},
+		{"before", named("b"), 9, 40, 0, named("a"), false},
+		{"before, long ago", named("b"), 9, 40, forget + 1, named(""), false},
+		{"nameless now", trace.Place{Netns: 7, PID: 5}, 9, 40, 0, named("a"), false},
+		{"the clock was set back", named("b"), 9, 19, 0, named("b"), true},
+		{"the host is always there", trace.Place{Netns: 7, Host: true, Name: "b"}, 9, 40, 0, trace.Place{Netns: 7, Host: true, Name: "b"}, true},
+	}
+	for _, test := range tests {
+		e := &entry{place: test.place, since: second(20), previous: named("a"), until: second(10), forget: forget}
+		if got, same := e.then(second(test.at), second(test.now), test.tick); got != test.want || same != test.same {
+			t.Errorf("%s: %+v, %v; want %+v, %v", test.name, got, same, test.want, test.same)
+		}
+	}
+}
+
+func TestEntrySucceed(t *testing.T) {
+	start := time.Now()
+	e := &entry{place: trace.Place{Netns: 7}}
+	e.succeed(start, 1)
+	if e.previous.Netns != 0 {
+		t.Errorf("previous %+v, but nothing was known", e.previous)
+	}
+	e.place.Name = "a"
+	e.succeed(start.Add(time.Second), 2) // nameless
+	e.succeed(start.Add(2*time.Second), 3)
+	e.place.Name = "b"
+	if e.previous.Name != "a" || !e.until.Equal(start.Add(time.Second)) || !e.since.Equal(start.Add(2*time.Second)) {
+		t.Errorf("previous %+v until %v: a moment without a name made it forgotten", e.previous, e.until)
+	}
+	e.succeed(start.Add(3*time.Second), 4)
+	e.place.PID = 5
+	e.succeed(start.Add(4*time.Second), 5)
+	if e.previous.PID != 5 || e.place.PID != 0 {
+		t.Errorf("previous %+v, now %+v: want the process to go with its namespace", e.previous, e.place)
+	}
 }
 
 func TestPlaceFindsLaterNames(t *testing.T) {

@@ -137,7 +137,7 @@ func (r *Reader) open(place trace.Place) (netns.NsHandle, error) {
 	if err == nil || place.PID <= 0 {
 		return target, err
 	}
-	if target, ok := openVerified(r.dir.sources.processPath(place.PID), place.Netns); ok {
+	if target, failure := openVerified(r.dir.sources.processPath(place.PID), place.Netns); failure == nil {
 		return target, nil
 	}
 	return target, err

@@ -1,7 +1,10 @@
 package netstate
 
 import (
+	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,7 +36,8 @@ func hostSources() sources {
 // found is what a scan of the names gave.
 type found struct {
 	names, paths map[trace.Netns]string
-	since        map[trace.Netns]time.Time // when a namespace got its file in nsfs; it is not older than that
+	since        map[trace.Netns]time.Time // when a namespace got its file in nsfs; it is not older than that; zero: not known
+	listed       map[string][]string       // the files in each directory
 	pending      bool                      // there is a file that is no namespace; it may become one
 }
 
@@ -47,43 +51,66 @@ func (s sources) changed() time.Time {
 }
 
 // scan reads the names. A namespace with several has the first in the alphabet.
-func (s sources) scan() found {
-	f := found{
-		names: make(map[trace.Netns]string), paths: make(map[trace.Netns]string), since: make(map[trace.Netns]time.Time),
-	}
+// A directory that cannot be listed has the files that it had last: to look at
+// them takes no file descriptor. The error says that there may be others.
+func (s sources) scan(last found) (found, error) {
 	device := s.device()
+	if device == 0 {
+		return last, errors.New("stat own network namespace")
+	}
+	f := found{
+		names: make(map[trace.Netns]string), paths: make(map[trace.Netns]string),
+		since: make(map[trace.Netns]time.Time), listed: make(map[string][]string),
+	}
+	var failure error
 	for _, dir := range append([]string{s.names}, s.paths...) {
-		for _, name := range listNames(dir) {
-			path := filepath.Join(dir, name)
-			inode, since, ok := namespaceFile(path, device)
-			if !ok {
-				f.pending = f.pending || dir == s.names
-				continue
-			}
-			if _, ok := f.paths[inode]; !ok {
-				f.paths[inode], f.since[inode] = path, since
-			}
-			if _, ok := f.names[inode]; !ok && dir == s.names {
-				f.names[inode] = name
+		names, err := listNames(dir)
+		if err != nil {
+			names = last.listed[dir]
+			if failure == nil || !errors.Is(err, fs.ErrPermission) {
+				failure = err
 			}
 		}
+		f.listed[dir] = names
+		f.look(dir, names, device, dir == s.names)
 	}
-	return f
+	return f, failure
 }
 
-// listNames reads a directory in alphabetical order; one that cannot be read is empty.
-func listNames(dir string) []string {
+// look adds the namespaces that a directory's files lead to.
+func (f *found) look(dir string, names []string, device uint64, named bool) {
+	for _, name := range names {
+		path := filepath.Join(dir, name)
+		inode, since, ok := namespaceFile(path, device)
+		if !ok {
+			f.pending = f.pending || named
+			continue
+		}
+		if _, ok := f.paths[inode]; !ok {
+			f.paths[inode], f.since[inode] = path, since
+		}
+		if _, ok := f.names[inode]; !ok && named {
+			f.names[inode] = name
+		}
+	}
+}
+
+// listNames reads a directory in alphabetical order; one that does not exist is empty.
+func listNames(dir string) ([]string, error) {
 	file, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, nil
+	}
 	if err != nil {
-		return nil
+		return nil, fmt.Errorf("list names: %w", err)
 	}
 	defer file.Close()
 	names, err := file.Readdirnames(maxNames)
-	if err != nil && err != io.EOF {
-		return nil
+	if err != nil && err != io.EOF && !errors.Is(err, unix.ENOTDIR) {
+		return nil, fmt.Errorf("list names: %w", err)
 	}
 	slices.Sort(names)
-	return names
+	return names, nil
 }
 
 // device is the number of the file system that namespaces are files of (nsfs); 0 when it is not known.
@@ -98,15 +125,26 @@ func (s sources) device() uint64 {
 // namespaceInode returns the inode of a namespace's file. It follows the bind
 // mounts of ip-netns(8), but a plain file is no namespace.
 func namespaceInode(path string, device uint64) (trace.Netns, bool) {
-	inode, _, ok := namespaceFile(path, device)
-	return inode, ok
+	var stat unix.Stat_t
+	if err := unix.Stat(path, &stat); err != nil || stat.Dev != device {
+		return 0, false
+	}
+	return trace.Netns(stat.Ino), true
 }
 
 // namespaceFile also tells since when the file has been there (fs/nsfs.c makes
-// it when a namespace is first opened, or mounted).
+// it when a namespace is first opened, or mounted). A link to a process's
+// namespace holds no file: each look at it may make a new one, so the time is zero.
 func namespaceFile(path string, device uint64) (trace.Netns, time.Time, bool) {
 	var stat unix.Stat_t
-	if err := unix.Stat(path, &stat); err != nil || stat.Dev != device {
+	if err := unix.Lstat(path, &stat); err != nil {
+		return 0, time.Time{}, false
+	}
+	if stat.Mode&unix.S_IFMT == unix.S_IFLNK {
+		inode, ok := namespaceInode(path, device)
+		return inode, time.Time{}, ok
+	}
+	if stat.Dev != device {
 		return 0, time.Time{}, false
 	}
 	return trace.Netns(stat.Ino), time.Unix(stat.Mtim.Unix()), true
@@ -142,34 +180,35 @@ func (s sources) processPath(pid int) string {
 // processes finds for each network namespace the process with the lowest
 // number: in a pod that is mostly its first. Own threads visit other
 // namespaces, so this process is left out.
-func (s sources) processes() map[trace.Netns]int {
+func (s sources) processes() (map[trace.Netns]int, error) {
 	found := make(map[trace.Netns]int)
-	s.eachProcess(func(pid int, ns trace.Netns) bool {
+	err := s.eachProcess(func(pid int, ns trace.Netns) bool {
 		if first, ok := found[ns]; !ok || pid < first {
 			found[ns] = pid
 		}
 		return true
 	})
-	return found
+	return found, err
 }
 
 // process finds a process in the namespace, 0 when there is none.
-func (s sources) process(ns trace.Netns) int {
+func (s sources) process(ns trace.Netns) (int, error) {
 	found := 0
-	s.eachProcess(func(pid int, inode trace.Netns) bool {
+	err := s.eachProcess(func(pid int, inode trace.Netns) bool {
 		if inode == ns {
 			found = pid
 		}
 		return found == 0
 	})
-	return found
+	return found, err
 }
 
-// eachProcess calls each for the processes and their network namespaces, until it returns false.
-func (s sources) eachProcess(each func(pid int, ns trace.Netns) bool) {
+// eachProcess calls each for the processes and their network namespaces, until it
+// returns false. The error says that there may be others.
+func (s sources) eachProcess(each func(pid int, ns trace.Netns) bool) error {
 	file, err := os.Open(s.proc)
 	if err != nil {
-		return
+		return fmt.Errorf("list processes: %w", err)
 	}
 	defer file.Close()
 	device, own := s.device(), os.Getpid()
@@ -182,13 +221,17 @@ func (s sources) eachProcess(each func(pid int, ns trace.Netns) bool) {
 				continue
 			}
 			if ns, ok := namespaceInode(s.processPath(pid), device); ok && !each(pid, ns) {
-				return
+				return nil
 			}
 		}
+		if err == io.EOF {
+			return nil
+		}
 		if err != nil {
-			return
+			return fmt.Errorf("list processes: %w", err)
 		}
 	}
+	return nil
 }
 
 // parseProcess reads a name in /proc that is a process number.

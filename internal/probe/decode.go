@@ -51,7 +51,7 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 		Hook:      trace.Hook(e.Hook),
 		Netns:     trace.Netns(e.Netns),
 		Device:    trace.Device{Index: e.Ifindex, Name: d.name(e.Device)},
-		Tuple:     tuple(&e.Tuple),
+		Tuple:     tuple(&e.Tuple, false),
 		SKB:       e.Skb,
 		Flags:     trace.TCPFlags(e.TcpFlags),
 		Seq:       e.Seq,
@@ -59,6 +59,7 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 		Fragment:  e.Flags&uint8(dropEventFlagEVENT_FRAGMENT) != 0,
 		Inner:     e.Flags&uint8(dropEventFlagEVENT_INNER) != 0,
 		OtherHost: e.Flags&uint8(dropEventFlagEVENT_OTHERHOST) != 0,
+		Unbuilt:   e.Flags&uint8(dropEventFlagEVENT_UNBUILT) != 0,
 		Short:     e.Flags&uint8(dropEventFlagEVENT_SHORT) != 0,
 		HasRoute:  e.Flags&uint8(dropEventFlagEVENT_HAS_ROUTE) != 0,
 		Mark:      e.Mark,
@@ -77,14 +78,18 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 			return errRecord
 		}
 		c := (*dropEventConntrack)(unsafe.Pointer(unsafe.SliceData(raw)))
-		ev.Conntrack.Original = tuple(&c.Conntrack.Original)
-		ev.Conntrack.Reply = tuple(&c.Conntrack.Reply)
+		ev.Conntrack.Original = tuple(&c.Conntrack.Original, false)
+		ev.Conntrack.Reply = tuple(&c.Conntrack.Reply, false)
 	}
 	if e.Input != 0 {
 		ev.Input = d.function(e.Input)
 	}
 	if e.Pid != 0 {
 		ev.Process = trace.Process{PID: e.Pid, PGID: e.Pgid, Comm: d.name(e.Comm)}
+	}
+	if ev.SKB == 0 || ev.Unbuilt {
+		// A socket shows the IPv4 addresses of a dual-stack listener in their mapped form.
+		ev.Tuple = tuple(&e.Tuple, true)
 	}
 	switch ev.Hook {
 	case trace.HookDrop:
@@ -97,7 +102,7 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 	case trace.HookRouteMiss6:
 		ev.Errno = rejectErrno(e.Reason)
 	case trace.HookNeighborFailed:
-		ev.NextHop = address(&e.Tuple.Daddr, e.Tuple.Family)
+		ev.NextHop = address(&e.Tuple.Daddr, e.Tuple.Family, false)
 		ev.Tuple = trace.Tuple{}
 	}
 	return nil
@@ -124,8 +129,8 @@ func rejectErrno(routeType int32) syscall.Errno {
 	return syscall.EHOSTUNREACH
 }
 
-func tuple(t *dropTuple) trace.Tuple {
-	src, dst := address(&t.Saddr, t.Family), address(&t.Daddr, t.Family)
+func tuple(t *dropTuple, unmap bool) trace.Tuple {
+	src, dst := address(&t.Saddr, t.Family, unmap), address(&t.Daddr, t.Family, unmap)
 	return trace.Tuple{
 		Protocol: trace.Protocol(t.Protocol),
 		Src:      netip.AddrPortFrom(src, t.Sport),
@@ -133,12 +138,16 @@ func tuple(t *dropTuple) trace.Tuple {
 	}
 }
 
-func address(b *[16]uint8, family uint8) netip.Addr {
+func address(b *[16]uint8, family uint8, unmap bool) netip.Addr {
 	switch family {
 	case unix.AF_INET:
 		return netip.AddrFrom4([4]byte(b[:4]))
 	case unix.AF_INET6:
-		return netip.AddrFrom16(*b).Unmap()
+		a := netip.AddrFrom16(*b)
+		if unmap {
+			return a.Unmap()
+		}
+		return a
 	}
 	return netip.Addr{}
 }

@@ -67,6 +67,7 @@ const (
 	dropEventFlagEVENT_SHORT         dropEventFlag = 8
 	dropEventFlagEVENT_INNER         dropEventFlag = 16
 	dropEventFlagEVENT_OTHERHOST     dropEventFlag = 32
+	dropEventFlagEVENT_UNBUILT       dropEventFlag = 64
 )
 
 type dropHook uint32

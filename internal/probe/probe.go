@@ -157,7 +157,7 @@ func (l *loader) shareMaps(spec *ebpf.CollectionSpec) error {
 		}
 		m, err := ebpf.NewMap(ms)
 		if err != nil {
-			return fmt.Errorf("%w: create map %s: %w%s", ErrUnsupported, name, err, missingPrivileges(err))
+			return fmt.Errorf("%w: create map %s: %s%s", ErrUnsupported, name, firstLine(err), missingPrivileges(err))
 		}
 		l.probe.maps[name] = m
 	}
@@ -234,7 +234,12 @@ func (l *loader) checkRequired() error {
 	return nil
 }
 
+// firstLine puts an error of the library in one line. A refusal is called that:
+// the library's own text guesses at RLIMIT_MEMLOCK.
 func firstLine(err error) string {
+	if errors.Is(err, unix.EPERM) {
+		return unix.EPERM.Error()
+	}
 	line, _, _ := strings.Cut(err.Error(), "\n")
 	return line
 }
@@ -264,6 +269,13 @@ func missingPrivileges(err error) string {
 		return ""
 	}
 	return fmt.Sprintf("; this process lacks %s: run it as root, or give it these capabilities", strings.Join(missing, " and "))
+}
+
+// HasCapability reports whether this process has a capability in its effective
+// set; true when that cannot be read.
+func HasCapability(bit int) bool {
+	effective, err := effectiveCapabilities()
+	return err != nil || effective&(1<<bit) != 0
 }
 
 // effectiveCapabilities reads CapEff of proc_pid_status(5).

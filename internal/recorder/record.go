@@ -20,11 +20,16 @@ type findingKey struct {
 	id        string
 	direction trace.Direction
 	netns     trace.Netns
-	fix       string
+	fault     string // trace.Finding.Fault
+	fix       string // where fault is empty
 }
 
 func keyOf(f *trace.Finding) findingKey {
-	return findingKey{f.ID, f.Direction, f.Where.Place.Netns, strings.Join(f.Fix, "\n")}
+	key := findingKey{id: f.ID, direction: f.Direction, netns: f.Where.Place.Netns, fault: f.Fault}
+	if key.fault == "" {
+		key.fix = strings.Join(f.Fix, "\n")
+	}
+	return key
 }
 
 // record is a kept finding and the connections that met it.
@@ -33,6 +38,7 @@ type record struct {
 	number  uint64
 	finding trace.Finding // without Connections: they are the members
 	members []member      // in the order in which they met the fault
+	omitted time.Time     // when the omitted connections met the fault last; not before they did
 	bytes   int
 	element *list.Element
 
@@ -57,6 +63,9 @@ func newRecord(key findingKey, number uint64, f *trace.Finding) *record {
 	r.finding.Fix, r.finding.Verify = slices.Clone(f.Fix), slices.Clone(f.Verify)
 	r.finding.Evidence = nil
 	r.addEvidence(f.Evidence)
+	if f.Omitted > 0 {
+		r.omitted = f.LastSeen
+	}
 	r.bytes = recordBytes(r)
 	return r
 }
@@ -67,6 +76,9 @@ func (r *record) merge(f *trace.Finding) {
 	r.bytes -= recordBytes(r)
 	kept.Count = addSaturating(kept.Count, f.Count)
 	kept.Omitted = addSaturating(kept.Omitted, f.Omitted)
+	if f.Omitted > 0 && f.LastSeen.After(r.omitted) {
+		r.omitted = f.LastSeen
+	}
 	if f.FirstSeen.Before(kept.FirstSeen) {
 		kept.FirstSeen = f.FirstSeen
 	}
@@ -76,7 +88,8 @@ func (r *record) merge(f *trace.Finding) {
 	kept.Severity = max(kept.Severity, f.Severity)
 	if f.Confidence > kept.Confidence {
 		kept.Confidence = f.Confidence
-		kept.Summary, kept.Cause, kept.Verify, kept.Where = f.Summary, f.Cause, slices.Clone(f.Verify), f.Where
+		kept.Summary, kept.Cause, kept.Where = f.Summary, f.Cause, f.Where
+		kept.Fix, kept.Verify = slices.Clone(f.Fix), slices.Clone(f.Verify)
 	}
 	if f.Path.Connection == kept.Path.Connection { // more is known of it by now
 		kept.Path = clonePath(f.Path)
@@ -135,8 +148,8 @@ func (r *record) describe(m *member, f *trace.Finding) {
 	if m.Tuple == f.Path.Connection {
 		report := *f
 		report.Path = clonePath(f.Path)
-		report.Evidence, report.Verify = slices.Clone(f.Evidence), slices.Clone(f.Verify)
-		report.Connections, report.Fix = nil, nil // they are the record's
+		report.Evidence, report.Fix, report.Verify = slices.Clone(f.Evidence), slices.Clone(f.Fix), slices.Clone(f.Verify)
+		report.Connections = nil // they are the record's
 		if m.report != nil && len(report.Evidence) == 0 {
 			report.Evidence = m.report.Evidence
 		}
@@ -161,6 +174,9 @@ func (r *record) omitOldest() {
 		if r.members[i].Last.Before(r.members[oldest].Last) {
 			oldest = i
 		}
+	}
+	if last := r.members[oldest].Last; last.After(r.omitted) {
+		r.omitted = last
 	}
 	r.bytes -= r.members[oldest].bytes
 	r.members = slices.Delete(r.members, oldest, oldest+1)
@@ -193,7 +209,7 @@ func (r *record) dropReports() {
 
 // snapshot returns a copy that later merges do not change.
 func (r *record) snapshot() Record {
-	s := Record{Number: r.number, Finding: r.finding, members: slices.Clone(r.members)}
+	s := Record{Number: r.number, Finding: r.finding, members: slices.Clone(r.members), omitted: r.omitted}
 	s.Finding.Evidence = slices.Clone(r.finding.Evidence)
 	s.Finding.Connections = connectionsOf(r.members)
 	return s
@@ -204,13 +220,19 @@ type Record struct {
 	Number  uint64 // tells findings of one recorder apart
 	Finding trace.Finding
 	members []member
+	omitted time.Time
 }
 
 // Restrict returns the finding as it is for those of its connections that were
 // met at or after since and that match (tuples are those of the connection's
-// path, in the direction of the request): its Connections, Count, times and
-// path are theirs. A nil match takes all. It reports false when there are
-// none. When there is nothing to leave out, the finding is returned as it is.
+// path, in the direction of the request). A nil match takes all. It reports
+// false when there are none.
+//
+// When all connections that are kept match, so may those that are not: Count,
+// Omitted and the times stay those of the whole finding. When only some do,
+// Connections, Count, times and path are theirs: Count is "at least" as long as
+// Omitted, which keeps the number of those of which it cannot be told whether
+// they match, is not zero.
 func (r *Record) Restrict(since time.Time, match func(tuples []trace.Tuple, client trace.Process) bool) (trace.Finding, bool) {
 	var matched []member
 	for _, m := range r.members {
@@ -221,11 +243,17 @@ func (r *Record) Restrict(since time.Time, match func(tuples []trace.Tuple, clie
 	if len(matched) == 0 {
 		return trace.Finding{}, false
 	}
-	if len(matched) == len(r.members) && (match == nil || r.Finding.Omitted == 0) {
-		return r.Finding, true
-	}
 	f := r.Finding
-	f.Connections, f.Omitted = connectionsOf(matched), 0
+	if len(matched) == len(r.members) {
+		if match != nil && f.Omitted > 0 {
+			show(&f, matched) // its own path may be that of an omitted connection
+		}
+		return f, true
+	}
+	f.Connections = connectionsOf(matched)
+	if r.omitted.Before(since) {
+		f.Omitted = 0
+	}
 	f.Count, f.FirstSeen, f.LastSeen = 0, matched[0].first, matched[0].Last
 	for _, m := range matched {
 		f.Count = addSaturating(f.Count, m.Count)
@@ -245,7 +273,7 @@ func show(f *trace.Finding, matched []member) {
 	for _, m := range matched {
 		if report := m.report; report != nil {
 			f.Path, f.Evidence, f.Where = report.Path, report.Evidence, report.Where
-			f.Summary, f.Cause, f.Verify = report.Summary, report.Cause, report.Verify
+			f.Summary, f.Cause, f.Fix, f.Verify = report.Summary, report.Cause, report.Fix, report.Verify
 			return
 		}
 	}

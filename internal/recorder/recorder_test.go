@@ -253,21 +253,104 @@ func TestRestrict(t *testing.T) {
 // TestRestrictOmitted: of those omitted it is not known whether they match.
 func TestRestrictOmitted(t *testing.T) {
 	r, _ := newRecorder(Config{MaxConnections: 40})
-	for i := range 50 {
+	for i := range 50 { // 0 to 9 are omitted; the last of them at 9
 		r.AddFinding(finding(i, at(float64(i))))
 	}
 	record := r.Records(time.Time{})[0]
+	only := func(clients ...int) func([]trace.Tuple, trace.Process) bool {
+		return func(tuples []trace.Tuple, _ trace.Process) bool {
+			return slices.ContainsFunc(clients, func(n int) bool { return tuples[0] == connection(n) })
+		}
+	}
 	all := func([]trace.Tuple, trace.Process) bool { return true }
-	if f, _ := record.Restrict(time.Time{}, all); f.Count != 40 || f.Omitted != 0 {
-		t.Errorf("with a filter: count %d, omitted %d", f.Count, f.Omitted)
+	for _, test := range []struct {
+		name           string
+		since          time.Time
+		match          func([]trace.Tuple, trace.Process) bool
+		count, omitted uint32
+	}{
+		{"no filter", time.Time{}, nil, 50, 10},
+		{"all kept match", time.Time{}, all, 50, 10},
+		{"some match", time.Time{}, only(48, 49), 2, 10},
+		{"omitted since", at(9), only(48, 49), 2, 10},
+		{"omitted before", at(9.5), only(48, 49), 2, 0},
+		{"some are later", at(45), nil, 5, 0},
+	} {
+		f, ok := record.Restrict(test.since, test.match)
+		if !ok || f.Count != test.count || f.Omitted != test.omitted {
+			t.Errorf("%s: %v, count %d, omitted %d, want %d and %d", test.name, ok, f.Count, f.Omitted, test.count, test.omitted)
+		}
 	}
-	if f, _ := record.Restrict(time.Time{}, nil); f.Count != 50 || f.Omitted != 10 {
-		t.Errorf("without: count %d, omitted %d", f.Count, f.Omitted)
-	}
-	old := func(tuples []trace.Tuple, _ trace.Process) bool { return tuples[0] == connection(10) }
-	f, ok := record.Restrict(time.Time{}, old) // its report was given up for later ones
+	f, ok := record.Restrict(time.Time{}, only(10)) // its report was given up for later ones
 	if !ok || f.Path.Connection != connection(10) || f.Path.Client != connection(10).Src {
 		t.Errorf("a connection without a report: %v, path of %v", ok, f.Path.Connection)
+	}
+	f, _ = record.Restrict(time.Time{}, all)
+	if f.Path.Connection == connection(0) || f.Summary == "no route to client 0" {
+		t.Errorf("shows an omitted connection, of which it is not known whether it matches: %v", f.Path.Connection)
+	}
+	if !f.FirstSeen.Equal(at(0)) || len(f.Connections) != 40 {
+		t.Errorf("first seen %v, %d connections", f.FirstSeen, len(f.Connections))
+	}
+}
+
+// TestRestrictOmittedByReporter: connections that the reporter left out count as met when it last met the fault.
+func TestRestrictOmittedByReporter(t *testing.T) {
+	r, _ := newRecorder(Config{})
+	r.AddFinding(finding(1, at(1)))
+	f := finding(2, at(5))
+	f.Omitted = 3
+	r.AddFinding(f)
+	record := r.Records(time.Time{})[0]
+	for since, want := range map[float64]uint32{2: 3, 5: 3} {
+		if f, ok := record.Restrict(at(since), nil); !ok || f.Count != 1 || f.Omitted != want {
+			t.Errorf("since %v: count %d, omitted %d, want %d", since, f.Count, f.Omitted, want)
+		}
+	}
+}
+
+// TestFault: one rule that many ports meet is one finding, though each fix names its port.
+func TestFault(t *testing.T) {
+	r, _ := newRecorder(Config{})
+	report := func(n int, fault string) trace.Finding {
+		f := finding(n, at(float64(n)))
+		f.Fault, f.Fix = fault, []string{fmt.Sprint("nft insert rule inet filter input tcp dport ", n, " accept")}
+		return f
+	}
+	r.AddFinding(report(1, "inet filter input 7"))
+	r.AddFinding(report(2, "inet filter input 7"))
+	r.AddFinding(report(3, "inet filter input 8"))
+	r.AddFinding(report(4, ""))
+	r.AddFinding(report(5, ""))
+	records := r.Records(time.Time{})
+	if len(records) != 4 {
+		t.Fatalf("%d findings, want one for each rule and, without a rule, for each fix", len(records))
+	}
+	if f := records[0].Finding; f.Count != 2 || len(f.Connections) != 2 || f.Fix[0] != report(1, "").Fix[0] {
+		t.Errorf("count %d, %d connections, fix %q", f.Count, len(f.Connections), f.Fix)
+	}
+	second := func(tuples []trace.Tuple, _ trace.Process) bool { return tuples[0] == connection(2) }
+	if f, ok := records[0].Restrict(time.Time{}, second); !ok || f.Fix[0] != report(2, "").Fix[0] || f.Fault == "" {
+		t.Errorf("restricted to the second: fix %q, want that of its own port", f.Fix)
+	}
+	surer := report(6, "inet filter input 7")
+	surer.Confidence = trace.Certain
+	r.AddFinding(surer)
+	if f := r.Findings(time.Time{})[0]; f.Fix[0] != surer.Fix[0] || f.Summary != surer.Summary {
+		t.Errorf("summary %q with fix %q: they are of different reports", f.Summary, f.Fix)
+	}
+	for name, change := range map[string]func(*trace.Finding){
+		"id":        func(f *trace.Finding) { f.ID = "other" },
+		"direction": func(f *trace.Finding) { f.Direction = trace.Request },
+		"namespace": func(f *trace.Finding) { f.Where.Place.Netns = 3 },
+	} {
+		before := len(r.Findings(time.Time{}))
+		f := report(7, "inet filter input 7")
+		change(&f)
+		r.AddFinding(f)
+		if got := len(r.Findings(time.Time{})); got != before+1 {
+			t.Errorf("another %s: %d findings, want %d", name, got, before+1)
+		}
 	}
 }
 

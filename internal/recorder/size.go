@@ -38,7 +38,7 @@ func placeBytes(p *trace.Place) int { return len(p.Name) + len(p.Workload) }
 
 // findingBytes counts what a finding refers to, not the finding itself.
 func findingBytes(f *trace.Finding) int {
-	bytes := len(f.ID) + len(f.Summary) + len(f.Cause) + placeBytes(&f.Where.Place) +
+	bytes := len(f.ID) + len(f.Fault) + len(f.Summary) + len(f.Cause) + placeBytes(&f.Where.Place) +
 		len(f.Where.Node) + len(f.Where.Device) + len(f.Where.Hook) + pathBytes(&f.Path) +
 		cap(f.Connections)*sizeof[trace.Connection]() + cap(f.Evidence)*sizeof[trace.Evidence]() +
 		(cap(f.Fix)+cap(f.Verify))*sizeof[string]()

@@ -89,10 +89,15 @@ func weight(f *tracev1.Finding) []string {
 		parts = append(parts, f.GetConfidence())
 	}
 	switch n := f.GetCount(); {
+	case n == 1 && !countsAll(f):
+		parts = append(parts, "at least once")
 	case n == 1:
 		parts = append(parts, "once")
 	case n > 1:
 		times := grouped(uint64(n)) + " times"
+		if !countsAll(f) {
+			times = "at least " + times
+		}
 		if f.GetFirstSeen().IsValid() && f.GetLastSeen().IsValid() {
 			if span := f.GetLastSeen().AsTime().Sub(f.GetFirstSeen().AsTime()); span > 0 {
 				times += " in " + short(span)

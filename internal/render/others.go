@@ -21,23 +21,45 @@ type fellows struct {
 
 // others tells in brief which connections, besides the one that is drawn, met the fault.
 func others(f *tracev1.Finding) [][]word {
-	groups, omitted := grouping(f), int(f.GetConnectionsOmitted())
 	var rows [][]word
-	for i, g := range groups {
+	more, unsure := uint64(0), uint64(0)
+	for i, g := range grouping(f) {
 		if i >= maxOthers {
-			omitted += len(g.ports)
+			more += uint64(len(g.ports))
 			continue
 		}
 		rows = append(rows, g.words())
 	}
-	if omitted > 0 {
-		noun := "connections"
-		if omitted == 1 {
-			noun = "connection"
-		}
-		rows = append(rows, words(dim, fmt.Sprintf("and %s more %s", grouped(uint64(omitted)), noun)))
+	if omitted := uint64(f.GetConnectionsOmitted()); countsAll(f) {
+		more += omitted
+	} else {
+		unsure = omitted
+	}
+	if more > 0 {
+		rows = append(rows, words(dim, "and "+moreConnections(more)))
+	}
+	if unsure > 0 {
+		rows = append(rows, words(dim, "and perhaps "+moreConnections(unsure)+": too little is kept of them to say whether they match"))
 	}
 	return rows
+}
+
+func moreConnections(n uint64) string {
+	if n == 1 {
+		return "1 more connection"
+	}
+	return grouped(n) + " more connections"
+}
+
+// countsAll reports whether a finding's count includes its omitted connections.
+// An agent that was asked with a filter cannot tell whether those match, and
+// counts only the listed ones.
+func countsAll(f *tracev1.Finding) bool {
+	listed := uint64(0)
+	for _, c := range f.GetConnections() {
+		listed += uint64(c.GetCount())
+	}
+	return f.GetConnectionsOmitted() == 0 || uint64(f.GetCount()) > listed
 }
 
 func grouping(f *tracev1.Finding) []*fellows {

@@ -2,16 +2,19 @@ package render
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	tracev1 "github.com/replypath/replypath/api/trace/v1"
 )
 
 // Summary returns the last lines of an answer: what the verdict is, and what
-// was lost on the way to it.
-func (t Text) Summary(s *tracev1.Summary) string {
+// was lost on the way to it. The findings are those of the answer: connections
+// that they do not list are not among those that the summary counts.
+func (t Text) Summary(s *tracev1.Summary, findings []*tracev1.Finding) string {
 	var b strings.Builder
-	head, style := verdict(s)
+	omitted := func(f *tracev1.Finding) bool { return f.GetConnectionsOmitted() > 0 }
+	head, style := verdict(s, slices.ContainsFunc(findings, omitted))
 	t.wrap(&b, 0, "", words(style, head))
 	if told := lossTold(s); told != "" {
 		t.wrap(&b, 0, "", words(yellow, told))
@@ -19,8 +22,11 @@ func (t Text) Summary(s *tracev1.Summary) string {
 	return b.String()
 }
 
-func verdict(s *tracev1.Summary) (string, style) {
+func verdict(s *tracev1.Summary, atLeast bool) (string, style) {
 	paths := count(s.GetPaths(), "connection")
+	if atLeast {
+		paths = "at least " + paths
+	}
 	if s.GetNodes() > 1 {
 		paths += fmt.Sprintf(" (%d nodes)", s.GetNodes())
 	}
@@ -29,6 +35,8 @@ func verdict(s *tracev1.Summary) (string, style) {
 		return count(s.GetFindings(), "fault") + ".", red
 	case s.GetFindings() > 0:
 		return fmt.Sprintf("%s in %s.", count(s.GetFindings(), "fault"), paths), red
+	case s.GetPaths() == 0 && s.GetVerdict() == "incomplete":
+		return "Nothing to explain: no matching connection was seen, but not everything was seen.", yellow
 	case s.GetPaths() == 0:
 		return "Nothing to explain: no matching connection was seen.", yellow
 	case s.GetVerdict() == "ok":

@@ -75,7 +75,7 @@ func TestHostileTextIsHarmless(t *testing.T) {
 	texts := map[string]string{
 		"finding": render.Text{}.Finding(f),
 		"path":    render.Text{}.Path(f.GetPath()),
-		"summary": render.Text{}.Summary(&tracev1.Summary{LostEvents: 2, Paths: 1, Losses: []*tracev1.Loss{{Cause: "\x1b[2J", Count: 2}}}),
+		"summary": render.Text{}.Summary(&tracev1.Summary{LostEvents: 2, Paths: 1, Losses: []*tracev1.Loss{{Cause: "\x1b[2J", Count: 2}}}, nil),
 		"lost":    render.Text{}.Lost(&tracev1.LostEvents{Count: 2, Cause: "\x1b[2J"}),
 		"status": render.Text{}.Status([]*tracev1.Node{{Name: "\x1bn", Kernel: "\u202e6", Hooks: []*tracev1.HookStatus{
 			{Name: "\x07", State: "\x1b[", Reason: "\x00\xff"}}}}),
@@ -142,15 +142,81 @@ func TestPath(t *testing.T) {
 
 func TestSummary(t *testing.T) {
 	cases := map[string]*tracev1.Summary{
-		"fault":        {Verdict: "fault", Paths: 12, Findings: 1, Nodes: 1},
-		"faults-lossy": {Verdict: "fault", Paths: 1, Findings: 2, Nodes: 3, LostEvents: 1, Losses: []*tracev1.Loss{{Cause: "ring buffer full", Count: 1}}},
-		"ok":           {Verdict: "ok", Paths: 2113, Nodes: 1},
-		"nothing":      {Verdict: "ok", Nodes: 1},
+		"fault":         {Verdict: "fault", Paths: 12, Findings: 1, Nodes: 1},
+		"faults-lossy":  {Verdict: "fault", Paths: 1, Findings: 2, Nodes: 3, LostEvents: 1, Losses: []*tracev1.Loss{{Cause: "ring buffer full", Count: 1}}},
+		"ok":            {Verdict: "ok", Paths: 2113, Nodes: 1},
+		"nothing-lossy": {Verdict: "incomplete", Nodes: 1},
+		"nothing":       {Verdict: "ok", Nodes: 1},
 		"incomplete": {Verdict: "incomplete", Paths: 4, Nodes: 1, LostEvents: 2113,
 			Losses: []*tracev1.Loss{{Cause: "ring_buffer_full", Count: 2000}, {Cause: "none", Count: 0}, {Cause: "path table full", Count: 113}}},
 	}
 	for name, s := range cases {
-		t.Run(name, func(t *testing.T) { golden(t, "summary/"+name+".txt", render.Text{}.Summary(s)) })
+		t.Run(name, func(t *testing.T) { golden(t, "summary/"+name+".txt", render.Text{}.Summary(s, nil)) })
+	}
+}
+
+// TestOmitted has connections that are not listed: counted with the others, or
+// not, as when a filter was given and they cannot be compared with it.
+func TestOmitted(t *testing.T) {
+	cases := []struct {
+		name           string
+		count, omitted uint32
+		want, refuse   []string
+	}{
+		{"none", 3, 0, []string{"certain, 3 times in 2.5s"}, []string{"more", "at least"}},
+		{"counted", 13, 10, []string{"certain, 13 times in 2.5s", "and 10 more connections\n"}, []string{"perhaps", "at least"}},
+		{"counted one", 4, 1, []string{"certain, 4 times", "and 1 more connection\n"}, []string{"perhaps", "at least"}},
+		{"unsure", 3, 2000, []string{"certain, at least 3 times in 2.5s",
+			"and perhaps 2,000 more connections: too little is kept of them to say whether they match\n"}, nil},
+		{"unsure once", 1, 1, []string{"certain, at least once", "and perhaps 1 more connection: "}, nil},
+	}
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			f := noRoute()
+			f.Count, f.ConnectionsOmitted = tc.count, tc.omitted
+			f.Connections[0].Count = min(tc.count, 3)
+			text := render.Text{Width: 200}.Finding(f)
+			for _, want := range tc.want {
+				if !strings.Contains(text, want) {
+					t.Errorf("no %q in\n%s", want, text)
+				}
+			}
+			for _, refuse := range tc.refuse {
+				if strings.Contains(text, refuse) {
+					t.Errorf("%q in\n%s", refuse, text)
+				}
+			}
+			want := "1 fault in 1 connection.\n"
+			if tc.omitted > 0 {
+				want = "1 fault in at least 1 connection.\n"
+			}
+			got := render.Text{}.Summary(&tracev1.Summary{Verdict: "fault", Findings: 1, Paths: 1, Nodes: 1}, []*tracev1.Finding{f})
+			if got != want {
+				t.Errorf("summary %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// TestControlCharactersInCommands shows such a command as JSON has it, in a
+// comment: escaped, it would be another command.
+func TestControlCharactersInCommands(t *testing.T) {
+	cases := map[string]string{
+		"ip link show 'et\x1bh0'":                 `# (contains control characters) "ip link show 'et\u001bh0'"`,
+		"ip netns exec 'a\nreboot' true":          `# (contains control characters) "ip netns exec 'a\nreboot' true"`,
+		"nft x '\u202e\U000e0041\x7f\\ <&\"'":     `# (contains control characters) "nft x '\u202e\udb40\udc41\u007f\\ <&\"'"`,
+		"ip link show 'é日'":                       `ip link show 'é日'`,
+		"ip link show eth0 # \x07 is a bell":      `ip link show eth0 # \x07 is a bell`,
+		"# \x07 is a bell":                        `# \x07 is a bell`,
+		"ip link show 'e\x07' # the device in it": "# the device in it\n           " + `# (contains control characters) "ip link show 'e\u0007'"`,
+	}
+	for command, want := range cases {
+		for label, f := range map[string]*tracev1.Finding{"fix": {Fix: []string{command}}, "verify": {Verify: []string{command}}} {
+			text := render.Text{}.Finding(f)
+			if want := fmt.Sprintf("  %-9s%s\n", label, want); !strings.Contains(text, want) {
+				t.Errorf("no %q in %q", want, text)
+			}
+		}
 	}
 }
 

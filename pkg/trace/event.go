@@ -84,6 +84,7 @@ type Event struct {
 	Fragment  bool   // not the first fragment: the tuple has no ports
 	Short     bool   // the packet ends within its transport header
 	Inner     bool   // the packet is an ICMP error; Tuple, Flags, Seq and Ack are those of the packet it is about
+	Unbuilt   bool   // dropped by the socket that made it, before it had an IP header
 	OtherHost bool   // addressed to another MAC: bridged, or flooded here
 	Mark      uint32 // skb->mark, or the lookup's flowi_mark
 	SourceMAC [6]byte

@@ -85,7 +85,8 @@ type Evidence struct {
 
 // Finding is a diagnosed fault. One fault is one finding, however many
 // connections meet it: two faults are the same when they have the same id and
-// direction, are in the same namespace and are mended by the same commands.
+// direction, are in the same namespace and have the same Fault, or, where that
+// is empty, are mended by the same commands.
 type Finding struct {
 	ID         string
 	Severity   Severity
@@ -95,6 +96,7 @@ type Finding struct {
 	Cause      string
 	Fix        []string // shell commands; a line that starts with # needs a decision first
 	Verify     []string // shell commands that show whether the fix helped
+	Fault      string   // what has to be mended, where the commands differ from one connection to the next; "" otherwise
 	Where      Where
 	Path       Path // the connection that showed it first
 	Evidence   []Evidence

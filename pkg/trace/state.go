@@ -49,6 +49,9 @@ type HostState struct {
 	// Owners are the other namespaces that have the packet's destination among their addresses.
 	Owners []Owner
 
+	// ReplyFilters are the rules or policies that would drop the answer to the packet at the same hook.
+	ReplyFilters []FilterVerdict
+
 	Filters []FilterVerdict // the rules or policies that drop the packet; more than one: candidates
 
 	Forwarding bool // IPv4: of the in device; IPv6: of the namespace (conf/all/forwarding)
@@ -57,6 +60,9 @@ type HostState struct {
 
 	Unread []string // what could not be read, and why
 }
+
+// Asked reports whether the namespace could be asked at all.
+func (s *HostState) Asked() bool { return s.Onward.Done }
 
 // Owner is a namespace that has an address.
 type Owner struct {

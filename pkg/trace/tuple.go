@@ -32,7 +32,7 @@ func (p Protocol) String() string {
 }
 
 // Tuple is protocol, addresses and ports of one packet, as seen at one place.
-// Addresses are unmapped: an IPv4 address is never in its ::ffff: form.
+// An IPv4 address that a socket shows in its ::ffff: form is unmapped; on the wire that form is IPv6.
 type Tuple struct {
 	Protocol Protocol
 	Src, Dst netip.AddrPort

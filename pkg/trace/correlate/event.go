@@ -1,6 +1,7 @@
 package correlate
 
 import (
+	"net/netip"
 	"strings"
 
 	"github.com/replypath/replypath/pkg/trace"
@@ -9,7 +10,7 @@ import (
 // Add takes in one event. Events come in the order of their time.
 func (t *Table) Add(ev *trace.Event) {
 	t.Advance(ev.Time)
-	if ev.Tuple.Protocol != trace.TCP || !ev.Tuple.IsValid() || ev.Fragment || ev.Short && !ev.Inner {
+	if ev.Tuple.Protocol != trace.TCP || !ev.Tuple.IsValid() || ev.Fragment || ev.Short && !ev.Inner || isGroup(ev.Tuple.Dst.Addr()) {
 		return
 	}
 	switch ev.Hook {
@@ -35,6 +36,11 @@ func (t *Table) Add(ev *trace.Event) {
 	}
 }
 
+// isGroup reports an address that TCP cannot connect to: RFC 9293, section 3.9.2.3.
+func isGroup(a netip.Addr) bool {
+	return a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
+
 // handshake returns the path that a SYN, a SYN-ACK or a reset that answers a SYN
 // belongs to, and its direction. For a route miss, whose tuple is that of the
 // packet to be sent, the flags are those of the packet received.
@@ -42,15 +48,15 @@ func (t *Table) handshake(ev *trace.Event) (*path, trace.Direction) {
 	tuple := ev.Tuple
 	switch {
 	case ev.Flags.IsSYN():
-		if p := t.findSeq(ev.Seq, tuple, ev); p != nil {
+		if p := t.findSeq(ev.Seq, trace.Request, tuple, ev); p != nil {
 			return p, trace.Request
 		}
-		return t.findSeq(ev.Seq, tuple.Reverse(), ev), trace.Request
+		return t.findSeq(ev.Seq, trace.Reply, tuple.Reverse(), ev), trace.Request
 	case ev.Flags.IsSYNACK(), ev.Flags.Has(trace.RST | trace.ACK):
-		if p := t.findSeq(ev.Ack-1, tuple.Reverse(), ev); p != nil {
+		if p := t.findSeq(ev.Ack-1, trace.Reply, tuple.Reverse(), ev); p != nil {
 			return p, trace.Reply
 		}
-		return t.findSeq(ev.Ack-1, tuple, ev), trace.Reply
+		return t.findSeq(ev.Ack-1, trace.Reply, tuple, ev), trace.Reply
 	}
 	return nil, trace.DirectionUnknown
 }
@@ -68,15 +74,18 @@ func (t *Table) addPacket(ev *trace.Event) {
 	case ev.Flags.Has(trace.RST):
 		t.addReset(ev)
 	case ev.Flags.Has(trace.FIN):
-		if p, _ := t.findTuple(ev.Netns, ev.Tuple); p != nil {
-			t.close(p, ev)
+		if p, d := t.findTuple(ev.Netns, ev.Tuple); p != nil {
+			p.fins[d-trace.Request] = true
+			if p.fins[0] && p.fins[1] {
+				t.close(p, ev)
+			}
 		}
 	}
 }
 
 // addRequest follows a SYN from namespace to namespace.
 func (t *Table) addRequest(ev *trace.Event) {
-	p := t.findSeq(ev.Seq, ev.Tuple, ev)
+	p := t.findSeq(ev.Seq, trace.Request, ev.Tuple, ev)
 	if p == nil {
 		p = t.create(ev.Seq, ev.Tuple, ev)
 		if ev.Hook == trace.HookTransmit && ev.InIndex == 0 {
@@ -132,7 +141,7 @@ func (p *path) turnsBack() bool {
 // addReply follows a SYN-ACK.
 func (t *Table) addReply(ev *trace.Event) {
 	request := ev.Tuple.Reverse()
-	p := t.findSeq(ev.Ack-1, request, ev)
+	p := t.findSeq(ev.Ack-1, trace.Reply, request, ev)
 	if p == nil {
 		// Its SYN was not seen: it came before we looked, or was lost.
 		p = t.create(ev.Ack-1, request, ev)
@@ -201,7 +210,7 @@ const noSocket = "NO_SOCKET"
 
 // refuse opens a case about a SYN that no socket took, once for each packet.
 func (t *Table) refuse(ev *trace.Event) {
-	p := t.findSeq(ev.Seq, ev.Tuple, ev)
+	p := t.findSeq(ev.Seq, trace.Request, ev.Tuple, ev)
 	if p == nil {
 		p = t.create(ev.Seq, ev.Tuple, ev)
 	}
@@ -226,7 +235,7 @@ func (t *Table) isRefusal(ev *trace.Event) bool {
 	case !strings.HasPrefix(ev.Symbol, "tcp_v4_rcv") && !strings.HasPrefix(ev.Symbol, "tcp_v6_rcv"):
 		return false
 	}
-	p := t.findSeq(ev.Seq, ev.Tuple, ev)
+	p := t.findSeq(ev.Seq, trace.Request, ev.Tuple, ev)
 	return p != nil && p.rejection.netns == ev.Netns && ev.Time.Sub(p.rejection.at) < rejectionAge
 }
 
@@ -266,7 +275,7 @@ const dataDrops = 3
 
 // addDrop opens a case when the dropped packet mattered.
 func (t *Table) addDrop(ev *trace.Event) {
-	if ev.Inner || ev.OtherHost {
+	if ev.Inner || ev.OtherHost && ev.Reason != bridgeDrop {
 		return
 	}
 	if t.isRefusal(ev) {
@@ -280,11 +289,24 @@ func (t *Table) addDrop(ev *trace.Event) {
 		t.addHandshakeDrop(ev)
 		return
 	}
-	if ev.Flags&(trace.RST|trace.FIN) != 0 {
+	t.addDataDrop(ev)
+}
+
+// bridgeDrop is the one reason for which a packet to another MAC is dropped on
+// its way: a bridge's own filter. All others drop what was flooded here.
+const bridgeDrop = "NETFILTER_DROP"
+
+// addDataDrop follows drops after the handshake. A socket that cannot send says
+// so once; on the way it takes some drops to be sure that they matter.
+func (t *Table) addDataDrop(ev *trace.Event) {
+	if ev.Flags.Has(trace.RST) {
 		return
 	}
 	p, d := t.findTuple(ev.Netns, ev.Tuple)
 	if p == nil {
+		if ev.Flags.Has(trace.FIN) {
+			return // the rest of a connection that is gone
+		}
 		p, d = t.adopt(ev)
 	}
 	if p.closed {
@@ -293,7 +315,7 @@ func (t *Table) addDrop(ev *trace.Event) {
 	p.drops++
 	p.last, p.changed = ev.Time, true
 	p.dropAt(d, ev)
-	if p.drops >= dataDrops {
+	if p.drops >= dataDrops || ev.Unbuilt {
 		t.open(p, trace.SymptomDrop, d, ev)
 	}
 }
@@ -303,7 +325,7 @@ func (t *Table) addHandshakeDrop(ev *trace.Event) {
 	if ev.Flags.IsSYNACK() {
 		d, seq, request = trace.Reply, ev.Ack-1, ev.Tuple.Reverse()
 	}
-	p := t.findSeq(seq, request, ev)
+	p := t.findSeq(seq, d, request, ev)
 	if p == nil {
 		p = t.create(seq, request, ev)
 		if d == trace.Request && ev.InIndex == 0 {

@@ -28,8 +28,9 @@ type path struct {
 	answered       bool
 	established    bool
 	reset          bool
-	closed         bool
-	changed        bool // since it was last handed out
+	closed         bool    // both sides have sent a FIN, or one a RST
+	fins           [2]bool // by direction: a FIN was seen
+	changed        bool    // since it was last handed out
 	process        trace.Process
 	skb            uint64       // of the packet seen last
 	drops          uint32       // of packets after the handshake
@@ -61,14 +62,17 @@ type hop struct {
 	pending   bool // came in, and has not left yet
 }
 
-// related reports whether a packet in request direction can belong to the path:
-// it shares an endpoint with a tuple that was seen, or is the same packet.
-func (p *path) related(t trace.Tuple, ev *trace.Event) bool {
-	if ev.SKB != 0 && ev.SKB == p.skb {
-		return true
-	}
+// related reports whether a packet in direction d can belong to the path; tuple
+// is its own in request direction. A request must be one that was seen, or be
+// tied to one by conntrack, or be the same packet after a NAT. A reply may also
+// come from elsewhere than the request went to, or go elsewhere than it came from.
+func (p *path) related(d trace.Direction, t trace.Tuple, ev *trace.Event) bool {
+	samePacket := ev.SKB != 0 && ev.SKB == p.skb && ev.Time.Sub(p.last) < packetAge
 	for _, known := range p.tuples {
-		if known.Src == t.Src || known.Dst == t.Dst {
+		if known == t {
+			return true
+		}
+		if (samePacket || d == trace.Reply) && (known.Src == t.Src || known.Dst == t.Dst) {
 			return true
 		}
 		if c := ev.Conntrack; c.Known() && (c.Original == known || c.Reply.Reverse() == known ||
@@ -78,6 +82,9 @@ func (p *path) related(t trace.Tuple, ev *trace.Event) bool {
 	}
 	return false
 }
+
+// packetAge is how long an skb's address means the same packet, at least while it stays on its way.
+const packetAge = 10 * time.Millisecond
 
 // addTuple keeps a tuple in request direction.
 func (p *path) addTuple(t trace.Tuple) {
@@ -220,7 +227,7 @@ func (p *path) arrival(d trace.Direction, h *hop) trace.Event {
 }
 
 // snapshot makes the path that diagnosis and people see.
-func (p *path) snapshot(place func(trace.Netns) trace.Place) trace.Path {
+func (p *path) snapshot(place func(trace.Netns, time.Time) trace.Place) trace.Path {
 	return trace.Path{
 		Protocol: p.protocol, Client: p.client, Server: p.server,
 		Request: snapshotHops(p.request, place), Reply: snapshotHops(p.reply, place),
@@ -230,7 +237,7 @@ func (p *path) snapshot(place func(trace.Netns) trace.Place) trace.Path {
 	}
 }
 
-func snapshotHops(hops []hop, place func(trace.Netns) trace.Place) []trace.Hop {
+func snapshotHops(hops []hop, place func(trace.Netns, time.Time) trace.Place) []trace.Hop {
 	out := make([]trace.Hop, 0, len(hops))
 	for i := range hops {
 		h := &hops[i]
@@ -238,7 +245,7 @@ func snapshotHops(hops []hop, place func(trace.Netns) trace.Place) []trace.Hop {
 			continue // flooded here, and not for this host
 		}
 		out = append(out, trace.Hop{
-			Place: place(h.netns), In: h.in, Out: h.out, Tuple: h.tuple, First: h.first, Count: h.count,
+			Place: place(h.netns, h.first), In: h.in, Out: h.out, Tuple: h.tuple, First: h.first, Count: h.count,
 		})
 	}
 	return out

@@ -13,8 +13,8 @@ type Config struct {
 	Silence  time.Duration // how long a request may stay without anything leaving; default 200 ms
 	Idle     time.Duration // how long a path is followed without an event; default 60 s
 	Linger   time.Duration // how long a closed path is followed; default 2 s
-	// Place names a namespace; nil leaves names empty. It must be cheap.
-	Place func(trace.Netns) trace.Place
+	// Place names the namespace that had an inode at a time; nil leaves names empty. It must be cheap.
+	Place func(trace.Netns, time.Time) trace.Place
 }
 
 func (c *Config) setDefaults() {
@@ -31,7 +31,7 @@ func (c *Config) setDefaults() {
 		c.Linger = 2 * time.Second
 	}
 	if c.Place == nil {
-		c.Place = func(ns trace.Netns) trace.Place { return trace.Place{Netns: ns} }
+		c.Place = func(ns trace.Netns, _ time.Time) trace.Place { return trace.Place{Netns: ns} }
 	}
 }
 
@@ -149,7 +149,7 @@ func (t *Table) checkSilence(w waiting) {
 // open adds a case about what ev shows.
 func (t *Table) open(p *path, s trace.Symptom, d trace.Direction, ev *trace.Event) {
 	c := trace.Case{
-		Symptom: s, Direction: d, Event: *ev, Path: p.snapshot(t.cfg.Place), Place: t.cfg.Place(ev.Netns),
+		Symptom: s, Direction: d, Event: *ev, Path: p.snapshot(t.cfg.Place), Place: t.cfg.Place(ev.Netns, ev.Time),
 	}
 	asked := d
 	if s == trace.SymptomSilence {
@@ -199,6 +199,9 @@ func (t *Table) create(seq uint32, tuple trace.Tuple, ev *trace.Event) *path {
 	return p
 }
 
+// conntrackReply is the first value of enum ip_conntrack_info that stands for reply direction.
+const conntrackReply = 3
+
 // makeRoom gives up the path that matters least: one that has ended, else the
 // one that was active longest ago. It is a loss only if that one still waits for its answer.
 func (t *Table) makeRoom() {
@@ -218,10 +221,14 @@ func (t *Table) makeRoom() {
 }
 
 // adopt starts a path with a packet of a connection that was there before us.
-// Who is the client can only be guessed: the side with the higher port.
+// Conntrack knows who is the client; else it can only be guessed: the side with the higher port.
 func (t *Table) adopt(ev *trace.Event) (*path, trace.Direction) {
 	tuple, d := ev.Tuple, trace.Request
-	if tuple.Src.Port() < tuple.Dst.Port() {
+	isReply := tuple.Src.Port() < tuple.Dst.Port()
+	if ev.Conntrack.Known() {
+		isReply = ev.Conntrack.Info >= conntrackReply
+	}
+	if isReply {
 		tuple, d = tuple.Reverse(), trace.Reply
 	}
 	p := t.create(ev.Seq, tuple, ev)
@@ -274,11 +281,11 @@ func (t *Table) remove(p *path) {
 	}
 }
 
-// findSeq returns the path whose SYN had this sequence number, if a packet with
-// this tuple (in request direction) can be of it.
-func (t *Table) findSeq(seq uint32, tuple trace.Tuple, ev *trace.Event) *path {
+// findSeq returns the path whose SYN had this sequence number, if a packet of
+// direction d with this tuple (in request direction) can be of it.
+func (t *Table) findSeq(seq uint32, d trace.Direction, tuple trace.Tuple, ev *trace.Event) *path {
 	for p := t.bySeq[seq]; p != nil; p = p.next {
-		if p.related(tuple, ev) {
+		if p.related(d, tuple, ev) {
 			return p
 		}
 	}

@@ -148,11 +148,27 @@ func TestSameSequenceNumber(t *testing.T) {
 	}
 }
 
+// finish ends the connection of the tests from both sides.
+func (s *scene) finish() {
+	s.send(vip, trace.FIN|trace.ACK, 2, 1).tx(client, 0, 2).rx(backend, 2)
+	s.send(vip.Reverse(), trace.FIN|trace.ACK, 5001, 3).tx(backend, 0, 2)
+}
+
+// Some clients always draw the same sequence number, and the same port.
+func TestSameSequenceNumberAndPort(t *testing.T) {
+	s := newScene(t, Config{})
+	s.syn(tcp("10.0.0.1:20", "10.0.0.9:81"), 0).tx(client, 0, 2)
+	s.syn(tcp("10.0.0.1:20", "10.0.0.9:90"), 0).tx(client, 0, 2)
+	if s.table.Len() != 2 {
+		t.Errorf("%d paths, want 2", s.table.Len())
+	}
+}
+
 func TestPortReuse(t *testing.T) {
 	s := newScene(t, Config{})
 	s.dsrRequest(1)
 	s.dsrReply(1)
-	s.send(vip, trace.FIN|trace.ACK, 2, 1).tx(client, 0, 2)
+	s.finish()
 	s.dsrRequest(900)
 	s.wait(time.Second)
 	if c := s.cases(1)[0]; c.Event.Seq != 900 || c.Path.Answered {
@@ -235,11 +251,34 @@ func TestDrops(t *testing.T) {
 		"the rest of a closed connection": {func(s *scene) {
 			s.dsrRequest(1)
 			s.dsrReply(1)
-			s.send(vip, trace.FIN|trace.ACK, 2, 3).tx(client, 0, 2)
+			s.finish()
 			for range 5 {
 				data(s).drop(router, 2, "NETFILTER_DROP", "x")
 			}
 		}, 0, 0},
+		"an answer that is sent and closed at once, and dropped": {func(s *scene) {
+			s.dsrRequest(1)
+			s.dsrReply(1)
+			for range 3 {
+				s.send(vip.Reverse(), trace.FIN|trace.PSH|trace.ACK, 5001, 3).tx(backend, 0, 2).drop(router, 3, "NETFILTER_DROP", "x")
+			}
+		}, 1, trace.Reply},
+		"a socket that finds no route": {func(s *scene) {
+			s.dsrRequest(1)
+			s.dsrReply(1)
+			s.add(trace.Event{Hook: trace.HookDrop, Netns: backend, Tuple: vip.Reverse(), Unbuilt: true, Reason: "IP_OUTNOROUTES", Symbol: "__ip_queue_xmit"})
+		}, 1, trace.Reply},
+		"on a bridge": {func(s *scene) {
+			s.syn(vip, 1).otherHost().rx(bridge, 3).drop(bridge, 3, "NETFILTER_DROP", "nft_do_chain")
+		}, 1, trace.Request},
+		"to a group": {func(s *scene) { s.syn(tcp("198.51.100.7:1", "224.0.0.1:80"), 1).drop(client, 0, "NETFILTER_DROP", "x") }, 0, 0},
+		"a connection older than we are, as conntrack knows it": {func(s *scene) {
+			for range 3 {
+				p := s.send(tcp("10.0.0.9:55555", "10.0.0.1:20001"), trace.ACK, 7, 8)
+				p.ev.Conntrack = trace.Conntrack{Original: tcp("10.0.0.1:20001", "10.0.0.9:55555"), Reply: p.ev.Tuple, Info: 3}
+				p.drop(router, 3, "NETFILTER_DROP", "x")
+			}
+		}, 1, trace.Reply},
 		"the request inside an ICMP error": {func(s *scene) {
 			p := s.syn(vip, 1).tx(client, 0, 2).rx(router, 2).tx(router, 2, 3)
 			p.ev.Inner, p.ev.ICMPType, p.ev.ICMPCode = true, 3, 1

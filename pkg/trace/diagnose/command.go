@@ -3,7 +3,9 @@ package diagnose
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/replypath/replypath/pkg/trace"
 )
@@ -52,11 +54,19 @@ func name(p trace.Place) string {
 	case p.Workload != "":
 		return p.Workload
 	case p.Name != "":
-		return p.Name
+		return printable(p.Name)
 	case p.Host:
 		return "this host"
 	}
 	return fmt.Sprintf("network namespace %d", p.Netns)
+}
+
+// printable keeps text that somebody else chose in one line.
+func printable(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
+		return s
+	}
+	return strconv.Quote(s)
 }
 
 // host is the prefix that holds one address alone.

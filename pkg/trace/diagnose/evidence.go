@@ -24,7 +24,7 @@ func seen(c *trace.Case) []trace.Evidence {
 	}
 	switch c.Symptom {
 	case trace.SymptomDrop:
-		add(ev.Time, "%s dropped %s %s -> %s (%s)", name(c.Place), packetName(ev), ev.Tuple.Src, ev.Tuple.Dst, dropText(ev))
+		add(ev.Time, "%s dropped the %s %s -> %s (%s)", name(c.Place), packetName(ev), ev.Tuple.Src, ev.Tuple.Dst, dropText(ev))
 	case trace.SymptomSilence:
 		add(ev.Time, "no answer left %s within 200ms", name(c.Place))
 	case trace.SymptomRefused:
@@ -41,7 +41,7 @@ func packetName(ev *trace.Event) string {
 	if ev.Flags.IsSYN() || ev.Flags.IsSYNACK() {
 		return ev.Flags.String()
 	}
-	return "a packet"
+	return "packet"
 }
 
 // dropText is the kernel's own word for a drop.

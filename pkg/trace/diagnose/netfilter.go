@@ -54,28 +54,51 @@ func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation 
 	case 0:
 		e.confidence = trace.Likely
 		e.summary = fmt.Sprintf("netfilter %s the %s in %s (hook %s)", verb, packetName(ev), here, hook)
-		e.cause = fmt.Sprintf("The kernel %s %s at netfilter's hook %s in %s, but no rule or policy that is loaded there now would: "+
-			"it may be a BPF program, an expression that cannot be judged from outside, conntrack itself, or rules that have changed since.", verb, what, hook, here)
+		e.fault = string(hook)
 		e.fix = []string{"# " + at(c.Place, "nft list ruleset") + "   # look for what handles this packet"}
+		if !s.Asked() {
+			e.cause = fmt.Sprintf("The kernel %s the %s at netfilter's hook %s in %s, whose rules could not be read.", verb, what, hook, here)
+			break
+		}
+		e.cause = fmt.Sprintf("The kernel %s the %s at netfilter's hook %s in %s, but no rule or policy that is loaded there now would: "+
+			"it may be a BPF program, an expression that cannot be judged from outside, conntrack itself, or rules that have changed since.", verb, what, hook, here)
 	case 1:
 		v := &s.Filters[0]
 		e.summary = fmt.Sprintf("%s %s the %s in %s", showShort(v), verb, packetName(ev), here)
-		e.cause = fmt.Sprintf("%s %s %s at hook %s in %s.", capital(showVerdict(v)), verb, what, hook, here)
+		e.cause = fmt.Sprintf("%s %s the %s at hook %s in %s.", capital(showVerdict(v)), verb, what, hook, here)
 		if !v.Certain {
 			e.cause += " Not every match of the rule can be judged from outside."
 		}
+		e.fault = faultOf(v)
 		e.fix = []string{acceptBefore(c, v)}
+		if len(s.ReplyFilters) > 0 {
+			e.cause += fmt.Sprintf(" The answer would meet %s.", showShort(&s.ReplyFilters[0]))
+			e.fix = append(e.fix, acceptBefore(answer(c), &s.ReplyFilters[0]))
+		}
 	default:
 		names := make([]string, len(s.Filters))
 		for i := range s.Filters {
 			names[i] = showShort(&s.Filters[i])
 		}
 		e.summary = fmt.Sprintf("a filter rule %s the %s in %s (hook %s)", verb, packetName(ev), here, hook)
-		e.cause = fmt.Sprintf("One of these %s %s: %s. Which one cannot be told from outside.", verb, what, strings.Join(names, "; "))
+		e.cause = fmt.Sprintf("One of these %s the %s: %s. Which one cannot be told from outside.", verb, what, strings.Join(names, "; "))
 		e.fix = []string{"# " + acceptBefore(c, &s.Filters[0]) + "   # or before another of the candidates"}
 	}
 	e.verify = []string{verifyFilter(c, s)}
 	return e
+}
+
+// faultOf names what has to be mended: one rule or policy, whatever meets it.
+func faultOf(v *trace.FilterVerdict) string {
+	return fmt.Sprintf("%s %s %s %s %s policy=%t handle=%d line=%d", v.Backend, v.Family, v.Table, v.Chain, v.Hook, v.Policy, v.Handle, v.Line)
+}
+
+// answer is the case of the packet that answers the one of c.
+func answer(c *trace.Case) *trace.Case {
+	r := *c
+	r.Direction = trace.Reply
+	r.Event.Tuple = c.Event.Tuple.Reverse()
+	return &r
 }
 
 // filterDevice is the device whose packets the filter took: in, or out where nothing came in.

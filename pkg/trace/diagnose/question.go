@@ -57,8 +57,29 @@ func DependsOnOwner(c *trace.Case, s *trace.HostState) bool {
 	if c.Direction != trace.Request || s.DstLocal {
 		return false
 	}
-	return wasNotTaken(c, s) && !s.Forwarding && s.Onward.Found() || wasLetGo(c) && hasListener(s)
+	return wasNotTaken(c, s) && !(s.Forwarding && s.Onward.Found()) || wasLetGo(c) && hasListener(s)
 }
+
+// ReplyQuestion asks whether the filter that dropped a request would drop its
+// answer too, so that the mend lets both pass; false when that is not the question.
+func ReplyQuestion(q *trace.Question) (trace.Question, bool) {
+	if !q.Flags.IsSYN() || len(q.Filters) == 0 || q.Filters[0] != trace.Forward {
+		return trace.Question{}, false
+	}
+	r := *q
+	r.Packet, r.Flags = q.Packet.Reverse(), trace.SYN|trace.ACK
+	r.In, r.Out, r.SourceMAC = q.Out, q.In, [6]byte{}
+	r.Filters = q.Filters[:1]
+	original := q.Packet
+	if q.Conntrack.Known() {
+		original = q.Conntrack.Original
+	}
+	r.Conntrack = trace.Conntrack{Original: original, Reply: r.Packet, Info: conntrackEstablishedReply}
+	return r, true
+}
+
+// conntrackEstablishedReply is IP_CT_ESTABLISHED_REPLY of include/uapi/linux/netfilter/nf_conntrack_common.h.
+const conntrackEstablishedReply = 3
 
 // Wants reports whether a case can be explained at all.
 func Wants(c *trace.Case) bool {
@@ -144,7 +165,7 @@ func isRoutingDrop(ev *trace.Event) bool {
 		return true
 	case "", "NOT_SPECIFIED":
 		return hasPrefix(ev.Symbol, "ip_error", "ip_rcv_finish", "ip_route_input", "ip_forward", "ip6_forward", "ip6_pkt_",
-			"dst_discard", "ip6_rcv_finish", "ip6_input", "__ip_queue_xmit", "ip6_xmit", "ip_list_rcv_finish")
+			"dst_discard", "ip6_rcv_finish", "ip6_input", "__ip_queue_xmit", "ip6_xmit", "inet6_csk_", "ip_list_rcv_finish")
 	}
 	return false
 }

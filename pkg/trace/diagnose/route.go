@@ -320,6 +320,8 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 		}
 	case !wasNotTaken(c, s) || s.Onward.Found() && (s.Forwarding || mustForward(c, s)):
 		return nil
+	case !s.Onward.Found() && !listens && ownedElsewhere(c, s):
+		return nil // a router that has no route to where the owner is
 	}
 	e := &explanation{
 		confidence: trace.Likely,
@@ -329,6 +331,10 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 		fix:        []string{at(c.Place, "%s addr add %s dev lo", ipCommand(vip.Addr()), host(vip.Addr())) + fmt.Sprintf("   # if %s is to serve it; else send the traffic to its owner", here)},
 		verify:     []string{at(c.Place, "%s route get %s", ipCommand(vip.Addr()), vip.Addr()) + "   # must say local"},
 		evidence:   []trace.Evidence{state(s, "%s is not local in %s", vip.Addr(), here)},
+	}
+	if s.Forwarding && !listens {
+		e.confidence = trace.Possible // it may as well be a router without a route
+		e.fix[0] = "# " + e.fix[0]
 	}
 	if listens {
 		e.confidence = trace.Certain
@@ -352,18 +358,33 @@ func wasLetGo(c *trace.Case) bool {
 // mustForward decides, for a host that has a route to a request's destination
 // and neither owns the destination nor forwards, whether it is a router with
 // forwarding off or a server that has lost an address. Another host of this node
-// that has the address on a link makes it a router. Else a route of its own for
-// the destination makes it a router, a socket on the port makes it a server;
-// where both or neither is so, whether the destination is on this node decides.
+// that has the address on a link makes it a router. Else a socket on the port
+// makes it a server, unless there is a route of its own for the destination and
+// somebody else serves it. Without a socket, a way on by another device makes it
+// a router; but what came out of a tunnel was meant for this host.
 func mustForward(c *trace.Case, s *trace.HostState) bool {
 	if livesElsewhere(s) {
 		return true
 	}
-	route, listens := hasOwnRoute(s), hasListener(s)
-	if route == listens {
-		return ownedElsewhere(c, s)
+	own := hasOwnRoute(s)
+	switch {
+	case hasListener(s):
+		return own && ownedElsewhere(c, s)
+	case own:
+		return true
+	case s.Onward.Device.Index == s.In.Index:
+		return false
 	}
-	return route
+	return !isTunnel(s.In.Kind) || ownedElsewhere(c, s)
+}
+
+// isTunnel reports whether a kind of device, as ip-link(8) names it, decapsulates.
+func isTunnel(kind string) bool {
+	switch kind {
+	case "vxlan", "geneve", "gre", "gretap", "ip6gre", "ip6gretap", "ipip", "ip6tnl", "sit", "erspan", "ip6erspan", "vti", "vti6", "wireguard", "tun":
+		return true
+	}
+	return false
 }
 
 // livesElsewhere reports whether another namespace has the destination as its address on a link.

@@ -23,6 +23,7 @@ type explanation struct {
 	direction  trace.Direction // if not the case's
 	summary    string
 	cause      string
+	fault      string // see trace.Finding
 	fix        []string
 	verify     []string
 	device     string
@@ -61,7 +62,7 @@ func Explain(c *trace.Case, s *trace.HostState) (trace.Finding, bool) {
 func finding(r *Rule, e *explanation, c *trace.Case, s *trace.HostState) trace.Finding {
 	f := trace.Finding{
 		ID: r.ID, Severity: r.Severity, Confidence: e.confidence, Direction: e.direction,
-		Summary: e.summary, Cause: e.cause, Fix: e.fix, Verify: e.verify,
+		Summary: e.summary, Cause: e.cause, Fix: e.fix, Verify: e.verify, Fault: e.fault,
 		Where: trace.Where{Place: c.Place, Device: e.device, Hook: e.hook},
 		Path:  c.Path, Count: 1, FirstSeen: c.Event.Time, LastSeen: c.Event.Time,
 		Connections: []trace.Connection{{Tuple: c.Path.Connection, Count: 1, Last: c.Event.Time}},

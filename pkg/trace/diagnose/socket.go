@@ -29,6 +29,9 @@ func explainPortNotListening(c *trace.Case, s *trace.HostState) *explanation {
 	if c.Symptom != trace.SymptomRefused {
 		return nil
 	}
+	if s.Asked() && !s.DstLocal {
+		return nil // a broadcast, or somebody else's: no reset can have left
+	}
 	dst, here := c.Event.Tuple.Dst, name(c.Place)
 	e := &explanation{
 		confidence: trace.Certain,
@@ -47,7 +50,7 @@ func explainPortNotListening(c *trace.Case, s *trace.HostState) *explanation {
 		e.cause += " By now a socket does: it may have started a moment ago."
 	case len(s.Listeners) > 0:
 		e.cause += fmt.Sprintf(" A socket listens on %s, which does not cover %s.", s.Listeners[0].Addr, dst.Addr())
-	default:
+	case s.Asked():
 		e.evidence = append(e.evidence, state(s, "no socket listens on port %d in %s", dst.Port(), here))
 	}
 	return e
