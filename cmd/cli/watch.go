@@ -7,6 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	tracev1 "github.com/replypath/replypath/api/trace/v1"
 )
@@ -64,14 +66,15 @@ func (c *connection) follow(ctx context.Context, stream grpc.ServerStreamingClie
 	}
 	for {
 		m, err := stream.Recv()
-		if err == nil {
+		switch {
+		case err == nil:
 			err = p.live(m, shown)
-		} else if ctx.Err() == nil {
+		case !isOver(ctx, err):
 			return c.gone(err)
 		}
 		switch {
 		case err == nil:
-		case ctx.Err() != nil, errors.Is(err, syscall.EPIPE): // the user has seen enough
+		case isOver(ctx, err), errors.Is(err, syscall.EPIPE): // the user has seen enough
 			if len(shown) > 0 {
 				return errFault
 			}
@@ -80,6 +83,13 @@ func (c *connection) follow(ctx context.Context, stream grpc.ServerStreamingClie
 			return err
 		}
 	}
+}
+
+// isOver reports whether a stream ended because its context did. The timer of
+// gRPC may be ahead of the context's own.
+func isOver(ctx context.Context, err error) bool {
+	_, bounded := ctx.Deadline()
+	return ctx.Err() != nil || bounded && status.Code(err) == codes.DeadlineExceeded
 }
 
 func (p *printer) live(m *tracev1.WatchResponse, shown map[string]uint32) error {

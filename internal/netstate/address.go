@@ -18,7 +18,7 @@ import (
 type Address struct {
 	Device  trace.Device
 	Prefix  netip.Prefix
-	Virtual bool // the device is a loopback or dummy device
+	Virtual bool // it shares no link with others: a prefix of one address, or a loopback or dummy device
 }
 
 const addressTimeout = 500 * time.Millisecond
@@ -61,7 +61,7 @@ func (r *Reader) Addresses(ns trace.Netns) ([]Address, error) {
 		have := Address{Device: trace.Device{Index: uint32(a.LinkIndex)}, Prefix: netip.PrefixFrom(ip.Unmap(), ones)}
 		if l := devices[a.LinkIndex]; l != nil {
 			have.Device.Name = l.Attrs().Name
-			have.Virtual = l.Attrs().Flags&net.FlagLoopback != 0 || l.Type() == "dummy"
+			have.Virtual = have.Prefix.IsSingleIP() || l.Attrs().Flags&net.FlagLoopback != 0 || l.Type() == "dummy"
 		}
 		out = append(out, have)
 	}

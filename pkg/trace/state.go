@@ -67,8 +67,8 @@ func (s *HostState) Asked() bool { return s.Onward.Done }
 // Owner is a namespace that has an address.
 type Owner struct {
 	Place Place
-	// Virtual says that the address is on a loopback or dummy device, as that of a
-	// service is, which many hosts may have at once.
+	// Virtual says that the address shares no link with others (a prefix of one
+	// address, a loopback or dummy device), as that of a service that many hosts may have at once.
 	Virtual bool
 }
 

@@ -95,11 +95,10 @@ func Suspects(c *trace.Case) []trace.Case {
 	if c.Direction != trace.Request || c.Symptom == trace.SymptomSilence || c.Symptom == trace.SymptomRefused {
 		return nil
 	}
-	circled := c.Symptom == trace.SymptomLoop || c.Symptom == trace.SymptomDrop && isRoutingDrop(&c.Event)
 	var suspects []trace.Case
 	for i := len(c.Path.Request) - 1; i > 0; i-- { // the first hop is the client, or the way in
 		h := &c.Path.Request[i]
-		if h.In.Index == 0 || h.Out.Index == 0 || !circled && h.In.Index != h.Out.Index {
+		if h.In.Index == 0 || h.Out.Index == 0 || c.Symptom == trace.SymptomStray && h.In.Index != h.Out.Index {
 			continue
 		}
 		s := *c

@@ -337,7 +337,11 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 		e.fix[0] = "# " + e.fix[0]
 	}
 	if listens {
-		e.confidence = trace.Certain
+		// What it sent on by another device, and died there, may have come through a
+		// gateway that serves the same port itself.
+		if passed := wasLetGo(c) && c.Event.ICMPType == 0 && s.Onward.Device.Index != s.In.Index; !passed {
+			e.confidence = trace.Certain
+		}
 		e.cause += fmt.Sprintf(" A socket here listens on port %d and would take it.", vip.Port())
 		e.evidence = append(e.evidence, state(s, "a socket listens on %s", s.Listeners[0].Addr))
 	}
