@@ -7,9 +7,6 @@ import (
 	"github.com/replypath/replypath/pkg/trace"
 )
 
-// maxOwners bounds how many namespaces are asked who owns an address.
-const maxOwners = 256
-
 // pathGateways returns the addresses of the namespaces that a request came
 // through which are on a link of the case's host, nearest to the client first.
 func (i *investigator) pathGateways(c *trace.Case) []trace.Gateway {
@@ -53,13 +50,14 @@ func onLink(own, theirs []netstate.Address, six bool) []trace.Gateway {
 	return gateways
 }
 
-// owners returns the namespaces of this node, other than one, that have an address.
-func (i *investigator) owners(a netip.Addr, other trace.Netns) []trace.Owner {
+// owners returns the namespaces that have an address, among those that are linked to one.
+func (i *investigator) owners(a netip.Addr, near trace.Netns) []trace.Owner {
+	linked, err := i.reader.Neighborhood(near)
+	if err != nil {
+		return nil
+	}
 	var owners []trace.Owner
-	for _, ns := range i.places.Reachable(maxOwners) {
-		if ns == other {
-			continue
-		}
+	for _, ns := range linked {
 		addrs, err := i.reader.Addresses(ns)
 		if err != nil {
 			continue
