@@ -36,5 +36,6 @@ type Path struct {
 	Established    bool
 	Reset          bool
 	Process        Process // the client's, where it is on this node
+	Guessed        bool    // it began before we looked: its client is the side with the higher port
 	Connection     Tuple   // the same as Client and Server, as a tuple
 }

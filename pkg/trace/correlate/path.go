@@ -27,6 +27,7 @@ type path struct {
 	requests       uint32
 	answered       bool
 	established    bool
+	guessed        bool // who is the client
 	reset          bool
 	closed         bool    // both sides have sent a FIN, or one a RST
 	fins           [2]bool // by direction: a FIN was seen
@@ -232,7 +233,7 @@ func (p *path) snapshot(place func(trace.Netns, time.Time) trace.Place) trace.Pa
 		Protocol: p.protocol, Client: p.client, Server: p.server,
 		Request: snapshotHops(p.request, place), Reply: snapshotHops(p.reply, place),
 		First: p.first, Last: p.last, Requests: p.requests,
-		Answered: p.answered, Established: p.established, Reset: p.reset, Process: p.process,
+		Answered: p.answered, Established: p.established, Reset: p.reset, Process: p.process, Guessed: p.guessed,
 		Connection: trace.Tuple{Protocol: p.protocol, Src: p.client, Dst: p.server},
 	}
 }

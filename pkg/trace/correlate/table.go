@@ -232,6 +232,7 @@ func (t *Table) adopt(ev *trace.Event) (*path, trace.Direction) {
 		tuple, d = tuple.Reverse(), trace.Reply
 	}
 	p := t.create(ev.Seq, tuple, ev)
+	p.guessed = !ev.Conntrack.Known()
 	t.touch(p, tuple, ev)
 	return p, d
 }

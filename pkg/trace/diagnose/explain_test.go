@@ -231,6 +231,11 @@ func TestExplain(t *testing.T) {
 			c.Rejected = true
 			return c
 		}(), trace.HostState{Filters: []trace.FilterVerdict{rule(true)}}, "netfilter-reject", trace.Request, trace.Certain, "ip netns exec be nft insert"},
+		{"a rule, and a connection older than we are", func() trace.Case {
+			c := dropped(vip4, "NETFILTER_DROP", "nft_do_chain")
+			c.Path.Guessed = true
+			return c
+		}(), trace.HostState{Filters: []trace.FilterVerdict{rule(true)}}, "netfilter-drop", trace.Request, trace.Likely, "ip netns exec be nft insert"},
 		// port-not-listening
 		{"nobody listens, a broadcast", request(trace.SymptomRefused, vip4), trace.HostState{Onward: found}, "", 0, 0, ""},
 		{"nobody listens, and the host cannot be asked", request(trace.SymptomRefused, vip4), trace.HostState{},

@@ -74,6 +74,10 @@ func finding(r *Rule, e *explanation, c *trace.Case, s *trace.HostState) trace.F
 		f.Where.Hook = c.Event.Hook.String()
 	}
 	f.Evidence = append(seen(c), e.evidence...)
+	if c.Path.Guessed {
+		f.Confidence = min(f.Confidence, trace.Likely)
+		f.Evidence = append(f.Evidence, trace.Evidence{Time: c.Path.First, Text: "the connection began before it was traced: the side with the higher port is taken for the client"})
+	}
 	for _, u := range s.Unread {
 		f.Evidence = append(f.Evidence, trace.Evidence{Time: s.ReadAt, Text: "could not be read: " + u})
 	}

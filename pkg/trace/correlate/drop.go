@@ -1,0 +1,118 @@
+package correlate
+
+import (
+	"strings"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// dataDrops is how many packets of an established connection must be dropped
+// before that is a fault: single ones are retransmitted and nobody notices.
+const dataDrops = 3
+
+// addDrop opens a case when the dropped packet mattered.
+func (t *Table) addDrop(ev *trace.Event) {
+	if ev.Inner || ev.OtherHost && ev.Reason != bridgeDrop {
+		return
+	}
+	if t.isRefusal(ev) {
+		t.refuse(ev)
+		return
+	}
+	if isOwnBusiness(ev) {
+		return
+	}
+	if ev.Flags.IsSYN() || ev.Flags.IsSYNACK() {
+		t.addHandshakeDrop(ev)
+		return
+	}
+	t.addDataDrop(ev)
+}
+
+// bridgeDrop is the one reason for which a packet to another MAC is dropped on
+// its way: a bridge's own filter. All others drop what was flooded here.
+const bridgeDrop = "NETFILTER_DROP"
+
+// addDataDrop follows drops after the handshake. A socket that cannot send says
+// so once; on the way it takes some drops to be sure that they matter.
+func (t *Table) addDataDrop(ev *trace.Event) {
+	if ev.Flags.Has(trace.RST) {
+		return
+	}
+	p, d := t.findTuple(ev.Netns, ev.Tuple)
+	if p == nil {
+		if ev.Flags.Has(trace.FIN) {
+			return // the rest of a connection that is gone
+		}
+		p, d = t.adopt(ev)
+	}
+	if p.closed {
+		return
+	}
+	p.drops++
+	p.last, p.changed = ev.Time, true
+	p.dropAt(d, ev)
+	if p.drops >= dataDrops || ev.Unbuilt {
+		t.open(p, trace.SymptomDrop, d, ev)
+	}
+}
+
+func (t *Table) addHandshakeDrop(ev *trace.Event) {
+	d, seq, request := trace.Request, ev.Seq, ev.Tuple
+	if ev.Flags.IsSYNACK() {
+		d, seq, request = trace.Reply, ev.Ack-1, ev.Tuple.Reverse()
+	}
+	p := t.findSeq(seq, d, request, ev)
+	if p == nil {
+		p = t.create(seq, request, ev)
+		if d == trace.Request && ev.InIndex == 0 {
+			p.process = t.connects.find(ev.Netns, p.server, trace.Process{})
+		}
+	}
+	t.touch(p, request, ev)
+	p.settle(ev.Netns)
+	p.dropAt(d, ev)
+	t.open(p, trace.SymptomDrop, d, ev)
+}
+
+// dropAt makes sure that the namespace which dropped a packet is a hop: it made
+// the packet, or the packet's arrival was not seen.
+func (p *path) dropAt(d trace.Direction, ev *trace.Event) {
+	hops := p.hops(d)
+	for i := range *hops {
+		h := &(*hops)[i]
+		if h.netns != ev.Netns {
+			continue
+		}
+		if made := h.in.Index == 0 && h.out.Index == 0; made {
+			h.count++
+		}
+		return
+	}
+	if len(*hops) >= maxHops {
+		return
+	}
+	h := hop{netns: ev.Netns, tuple: ev.Tuple, first: ev.Time, at: ev.Time, count: 1}
+	if ev.InIndex != 0 {
+		h.in = ev.Device
+		h.in.Index, h.port = ev.InIndex, ev.InIndex
+	}
+	*hops = append(*hops, h)
+	if d == trace.Request && len(p.request) == 1 {
+		p.requests = 1
+	}
+}
+
+// isOwnBusiness reports drops by which TCP keeps its own house: duplicates,
+// packets for closed sockets, and the SYN whose refusal the reset tells.
+func isOwnBusiness(ev *trace.Event) bool {
+	switch ev.Reason {
+	case noSocket, "QUEUE_PURGE":
+		return true
+	case "", "NOT_SPECIFIED":
+		return strings.HasPrefix(ev.Symbol, "tcp_") || strings.HasPrefix(ev.Symbol, "sk_stream_") ||
+			strings.HasPrefix(ev.Symbol, "inet_csk_") || strings.HasPrefix(ev.Symbol, "__skb_queue_purge") ||
+			strings.HasPrefix(ev.Symbol, "skb_queue_purge")
+	}
+	return strings.HasPrefix(ev.Reason, "TCP_")
+}
