@@ -147,7 +147,7 @@ func (t *Table) addReply(ev *trace.Event) {
 		p = t.create(ev.Ack-1, request, ev)
 	}
 	t.touch(p, request, ev)
-	p.skb = ev.SKB
+	p.skb, p.replied = ev.SKB, ev.Time
 	if ev.Hook == trace.HookTransmit {
 		p.settle(ev.Netns)
 		p.depart(trace.Reply, ev)

@@ -36,6 +36,7 @@ type path struct {
 	skb            uint64       // of the packet seen last
 	drops          uint32       // of packets after the handshake
 	miss           *trace.Event // failed route lookup seen last
+	replied        time.Time    // when a SYN-ACK was seen last, anywhere
 	rejection      rejection
 	refused        uint64 // packet that was refused last
 	refusedAt      time.Time

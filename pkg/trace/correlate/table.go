@@ -138,8 +138,8 @@ func (t *Table) checkSilence(w waiting) {
 		return
 	}
 	h := &p.request[w.hop]
-	if !h.pending || !h.at.Equal(w.at) || !p.isEnd(h) {
-		return
+	if !h.pending || !h.at.Equal(w.at) || !p.isEnd(h) || p.replied.After(h.at) {
+		return // answered, here or where a redirect that no device showed has taken it
 	}
 	h.pending = false
 	ev := p.arrival(trace.Request, h)

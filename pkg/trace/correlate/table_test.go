@@ -77,6 +77,10 @@ func TestNoSilence(t *testing.T) {
 			s.syn(vip, 1).tx(client, 0, 2).rx(backend, 2)
 			s.send(vip.Reverse(), trace.RST|trace.ACK, 0, 2).tx(backend, 0, 2).rx(client, 2)
 		},
+		"redirected into another namespace by a program": func(s *scene) {
+			s.syn(vip, 1).rx(router, 2)
+			s.synack(vip.Reverse(), 1).tx(backend, 0, 2)
+		},
 		"moved into another namespace without a device event": func(s *scene) {
 			s.syn(vip, 1).rx(router, 2)
 			s.syn(vip, 1).rx(backend, 2)
