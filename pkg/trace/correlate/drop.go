@@ -87,6 +87,7 @@ func (p *path) dropAt(d trace.Direction, ev *trace.Event) {
 		if made := h.in.Index == 0 && h.out.Index == 0; made {
 			h.count++
 		}
+		h.otherHost = false // a bridge's filter took it: it did pass here
 		return
 	}
 	if len(*hops) >= maxHops {

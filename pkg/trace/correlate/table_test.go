@@ -302,6 +302,15 @@ func TestDrops(t *testing.T) {
 	}
 }
 
+// A bridge that drops is a hop, though the packet was for another MAC.
+func TestBridgeThatDropsIsAHop(t *testing.T) {
+	s := newScene(t, Config{})
+	s.syn(vip, 1).tx(client, 0, 2).otherHost().rx(bridge, 3).drop(bridge, 3, "NETFILTER_DROP", "nft_do_chain")
+	if got, want := namespaces(s.cases(1)[0].Path.Request), []trace.Netns{client, bridge}; !slices.Equal(got, want) {
+		t.Errorf("request passes %v, want %v", got, want)
+	}
+}
+
 func TestRejectionBelongsToTheDrop(t *testing.T) {
 	s := newScene(t, Config{})
 	p := s.syn(vip, 1).tx(client, 0, 2).rx(router, 2)
