@@ -40,11 +40,12 @@ const explainExamples = `  replypath explain host 203.0.113.80 and port 80
   replypath explain --since 30s --all 'tcp and (port 80 or port 443)'
   replypath explain -o json net 10.0.0.0/8 | jq .finding.id
   replypath explain -- curl -m 3 http://203.0.113.80/
-  sudo replypath explain port 53 -- dig example.com`
+  sudo replypath explain port 443 -- git fetch`
 
 // explainOptions are explain's flags and arguments.
 type explainOptions struct {
 	since, traceFor time.Duration // traceFor 0: not given
+	sinceGiven      bool
 	follow, all     bool
 	output          format
 	filter          string
@@ -90,6 +91,7 @@ func (o *explainOptions) take(cmd *cobra.Command, args []string) error {
 			}
 		}
 	}
+	o.sinceGiven = cmd.Flags().Changed("since")
 	switch f := cmd.Flags(); {
 	case f.Changed("for") && o.traceFor <= 0:
 		return usagef("--for takes a time above zero")
@@ -120,6 +122,9 @@ func (w *world) explain(ctx context.Context, s *server, o explainOptions) error 
 		return w.explainFollow(ctx, asking, conn, o)
 	case o.traceFor > 0 || conn.embedded:
 		live = true
+		if conn.embedded && o.sinceGiven {
+			w.note("--since does not apply: nobody traced before this process")
+		}
 		if err := w.traceFor(asking, conn, o.traceFor); err != nil {
 			return err
 		}

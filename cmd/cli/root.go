@@ -4,6 +4,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/replypath/replypath/internal/version"
 )
 
 const rootHelp = `replypath tells where a reply was lost and why: which hop, which cause, which
@@ -40,6 +42,7 @@ func newRoot(w *world) *cobra.Command {
 		Short:         "Tells where a reply was lost and why",
 		Long:          rootHelp,
 		Example:       rootExamples,
+		Version:       version.String(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          noSuchCommand,

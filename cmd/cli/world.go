@@ -31,6 +31,8 @@ type world struct {
 	// trace runs an agent in this process; see runAgent.
 	trace func(ctx context.Context, a embedding) error
 	zone  *time.Location
+	// now is what ages count from; nil: ages are not told.
+	now func() time.Time
 }
 
 func newWorld() world {
@@ -49,6 +51,7 @@ func newWorld() world {
 		},
 		trace: runAgent,
 		zone:  time.Local,
+		now:   time.Now,
 	}
 }
 
@@ -68,7 +71,12 @@ func terminal(v any) (int, bool) {
 // and when the user does not refuse them (no-color.org).
 func (w *world) text() render.Text {
 	columns, tty := w.terminal(w.stdout)
+	var now time.Time
+	if w.now != nil {
+		now = w.now()
+	}
 	return render.Text{
+		Now:   now,
 		Width: columns,
 		Color: tty && w.getenv("NO_COLOR") == "" && w.getenv("TERM") != "dumb",
 		Zone:  w.zone,

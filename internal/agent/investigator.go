@@ -178,8 +178,8 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) b
 	}
 	f, ok := diagnose.Explain(c, &s)
 	if !ok {
-		if err != nil {
-			i.unread.Add(1)
+		if err != nil && !errors.Is(err, netstate.ErrNoNamespace) {
+			i.unread.Add(1) // of one that is gone, nobody is left to ask
 		}
 		return false
 	}

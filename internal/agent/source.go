@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -105,7 +106,8 @@ func (a *agent) Stats() metrics.Stats {
 		s.Events[h.String()] = n
 	}
 	for _, h := range a.probe.Status() {
-		s.Hooks[h.Name] = h.State == probe.Attached
+		_, tracepoint, _ := strings.Cut(h.Name, ":")
+		s.Hooks[tracepoint] = h.State == probe.Attached
 	}
 	return s
 }

@@ -247,6 +247,6 @@ type pathEntry struct {
 }
 
 // outcome is what makes an update of a path worth telling.
-type outcome struct{ answered, established, reset bool }
+type outcome struct{ answered, reset bool }
 
-func outcomeOf(p *trace.Path) outcome { return outcome{p.Answered, p.Established, p.Reset} }
+func outcomeOf(p *trace.Path) outcome { return outcome{p.Answered, p.Reset} }

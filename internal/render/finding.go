@@ -26,6 +26,20 @@ func (t Text) Finding(f *tracev1.Finding) string {
 	return b.String()
 }
 
+// oldFinding is the age from which a finding may be of what is mended by now.
+const oldFinding = 30 * time.Second
+
+// age says how long ago a finding was last met, when that is a while.
+func (t Text) age(f *tracev1.Finding) []string {
+	if t.Now.IsZero() || !f.GetLastSeen().IsValid() {
+		return nil
+	}
+	if age := t.Now.Sub(f.GetLastSeen().AsTime()); age >= oldFinding {
+		return []string{"last " + short(age) + " ago"}
+	}
+	return nil
+}
+
 // Again returns one line for a finding that was shown before and goes on.
 func (t Text) Again(f *tracev1.Finding) string {
 	var b strings.Builder
@@ -39,7 +53,7 @@ func (t Text) headline(b *strings.Builder, f *tracev1.Finding, again string) {
 	mark, s := severityMark(f)
 	p := f.GetPath()
 	left := word{styled(s, mark+" "+outcome(f)+again), styled(bold, "  "+tuple(p.GetProtocol(), p.GetClient(), p.GetServer()))}
-	right := strings.Join(weight(f), ", ")
+	right := strings.Join(append(weight(f), t.age(f)...), ", ")
 	t.word(b, left)
 	if gap := t.width() - left.columns() - columns(Escape(right)); right == "" {
 		b.WriteByte('\n')

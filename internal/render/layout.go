@@ -23,6 +23,8 @@ type Text struct {
 	Width int  // columns; 0: DefaultWidth
 	Color bool // ANSI colours; only for a terminal
 	Zone  *time.Location
+	// Now is what the age of a finding counts from; zero: ages are not told.
+	Now time.Time
 	// Trim is what the names of namespaces are shown without in hops and prose
 	// (not where they are to be used): all namespaces of one lab share a prefix.
 	Trim string

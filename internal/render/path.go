@@ -11,7 +11,10 @@ import (
 // Path returns one line for a path that has no finding.
 func (t Text) Path(p *tracev1.Path) string {
 	mark, state, s := "+", "ANSWERED", green
-	if !p.GetAnswered() {
+	switch {
+	case !p.GetAnswered() && p.GetReset_():
+		mark, state, s = "!", "REFUSED", yellow
+	case !p.GetAnswered():
 		mark, state, s = "?", "NO ANSWER", yellow
 	}
 	var b strings.Builder

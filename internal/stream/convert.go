@@ -36,7 +36,7 @@ func ProtoPath(p *trace.Path) *tracev1.Path {
 	out := &tracev1.Path{
 		Protocol: p.Protocol.String(), Client: address(p.Client), Server: address(p.Server),
 		Request: protoHops(p.Request), Reply: protoHops(p.Reply),
-		FirstSeen: timestamp(p.First), LastSeen: timestamp(p.Last), Requests: p.Requests, Answered: p.Answered,
+		FirstSeen: timestamp(p.First), LastSeen: timestamp(p.Last), Requests: p.Requests, Answered: p.Answered, Reset_: p.Reset,
 	}
 	if p.Process.PID != 0 {
 		out.Process = &tracev1.Process{Pid: p.Process.PID, Comm: text(p.Process.Comm)}

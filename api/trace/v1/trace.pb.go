@@ -880,8 +880,10 @@ type Path struct {
 	// Connection requests seen, retransmissions included.
 	Requests uint32 `protobuf:"varint,8,opt,name=requests,proto3" json:"requests,omitempty"`
 	// The reply came back to where the request was first seen.
-	Answered      bool     `protobuf:"varint,9,opt,name=answered,proto3" json:"answered,omitempty"`
-	Process       *Process `protobuf:"bytes,10,opt,name=process,proto3" json:"process,omitempty"`
+	Answered bool     `protobuf:"varint,9,opt,name=answered,proto3" json:"answered,omitempty"`
+	Process  *Process `protobuf:"bytes,10,opt,name=process,proto3" json:"process,omitempty"`
+	// A reset ended it, or refused the request.
+	Reset_        bool `protobuf:"varint,11,opt,name=reset,proto3" json:"reset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -984,6 +986,13 @@ func (x *Path) GetProcess() *Process {
 		return x.Process
 	}
 	return nil
+}
+
+func (x *Path) GetReset_() bool {
+	if x != nil {
+		return x.Reset_
+	}
+	return false
 }
 
 // Hop is one network namespace that packets of a path were seen in.
@@ -1597,7 +1606,7 @@ const file_trace_proto_rawDesc = "" +
 	"\x06client\x18\x02 \x01(\tR\x06client\x12\x16\n" +
 	"\x06server\x18\x03 \x01(\tR\x06server\x12\x14\n" +
 	"\x05count\x18\x04 \x01(\rR\x05count\x127\n" +
-	"\tlast_seen\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\"\x97\x03\n" +
+	"\tlast_seen\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\"\xad\x03\n" +
 	"\x04Path\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x16\n" +
 	"\x06client\x18\x02 \x01(\tR\x06client\x12\x16\n" +
@@ -1610,7 +1619,8 @@ const file_trace_proto_rawDesc = "" +
 	"\brequests\x18\b \x01(\rR\brequests\x12\x1a\n" +
 	"\banswered\x18\t \x01(\bR\banswered\x125\n" +
 	"\aprocess\x18\n" +
-	" \x01(\v2\x1b.replypath.trace.v1.ProcessR\aprocess\"\x94\x02\n" +
+	" \x01(\v2\x1b.replypath.trace.v1.ProcessR\aprocess\x12\x14\n" +
+	"\x05reset\x18\v \x01(\bR\x05reset\"\x94\x02\n" +
 	"\x03Hop\x12\x14\n" +
 	"\x05netns\x18\x01 \x01(\tR\x05netns\x12\x1f\n" +
 	"\vnetns_inode\x18\x02 \x01(\rR\n" +

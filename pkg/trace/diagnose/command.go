@@ -21,7 +21,7 @@ func at(p trace.Place, format string, args ...any) string {
 	case p.PID != 0:
 		return fmt.Sprintf("nsenter --target %d --net %s", p.PID, command)
 	}
-	return command
+	return fmt.Sprintf("# in network namespace %d, which has no name and no process: %s", p.Netns, command)
 }
 
 // ipCommand is `ip`, or `ip -6` for an IPv6 address.
@@ -56,7 +56,7 @@ func name(p trace.Place) string {
 	case p.Name != "":
 		return printable(p.Name)
 	case p.Host:
-		return "this host"
+		return "this host's own namespace"
 	}
 	return fmt.Sprintf("network namespace %d", p.Netns)
 }

@@ -244,7 +244,7 @@ func TestExplain(t *testing.T) {
 			"port-not-listening", trace.Request, trace.Certain, "# start the server"},
 		{"somebody listens elsewhere", request(trace.SymptomRefused, vip4),
 			trace.HostState{DstLocal: true, Listeners: []trace.Listener{{Addr: netip.MustParseAddrPort("127.0.0.1:80")}}},
-			"port-not-listening", trace.Request, trace.Certain, "# start the server"},
+			"port-not-listening", trace.Request, trace.Certain, "# let the server that listens on 127.0.0.1:80"},
 		{"somebody listens by now", request(trace.SymptomRefused, vip4), trace.HostState{DstLocal: true, Listeners: listening()},
 			"port-not-listening", trace.Request, trace.Likely, "# start the server"},
 	}
@@ -384,6 +384,7 @@ func TestCommandsAreSafeToPaste(t *testing.T) {
 		{trace.Place{Name: "a b;rm -rf /"}, "ip netns exec 'a b;rm -rf /' ip route"},
 		{trace.Place{Name: "it's"}, `ip netns exec 'it'\''s' ip route`},
 		{trace.Place{Host: true}, "ip route"},
+		{trace.Place{Netns: 5}, "# in network namespace 5, which has no name and no process: ip route"},
 		{trace.Place{PID: 42}, "nsenter --target 42 --net ip route"},
 	} {
 		if got := at(tt.place, "ip route"); got != tt.want {

@@ -47,7 +47,7 @@ func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation 
 	}
 	e := &explanation{confidence: trace.Certain, device: filterDevice(c, s), hook: string(hook)}
 	for i := range s.Filters {
-		e.evidence = append(e.evidence, state(s, "%s", showVerdict(&s.Filters[i])))
+		e.evidence = append(e.evidence, state(s, "%s%s", showVerdict(&s.Filters[i]), showCounter(&s.Filters[i])))
 	}
 	what := fmt.Sprintf("%s %s -> %s", packetName(ev), ev.Tuple.Src, ev.Tuple.Dst)
 	switch len(s.Filters) {
@@ -93,11 +93,21 @@ func faultOf(v *trace.FilterVerdict) string {
 	return fmt.Sprintf("%s %s %s %s %s policy=%t handle=%d line=%d", v.Backend, v.Family, v.Table, v.Chain, v.Hook, v.Policy, v.Handle, v.Line)
 }
 
+// isTracked reports whether conntrack knows the connection that a reply belongs
+// to, so that only replies need to be let in. A router that sees one direction
+// alone does not.
+func isTracked(c *trace.Case) bool {
+	return c.Event.Conntrack.Known() && c.Event.Conntrack.Info == conntrackEstablishedReply
+}
+
 // answer is the case of the packet that answers the one of c.
 func answer(c *trace.Case) *trace.Case {
 	r := *c
 	r.Direction = trace.Reply
 	r.Event.Tuple = c.Event.Tuple.Reverse()
+	if r.Event.Conntrack.Known() {
+		r.Event.Conntrack.Info = conntrackEstablishedReply
+	}
 	return &r
 }
 
@@ -123,7 +133,7 @@ func showShort(v *trace.FilterVerdict) string {
 	case v.Line != 0 && v.Backend != "nft":
 		return fmt.Sprintf("rule %d of chain %s", v.Line, place)
 	}
-	return fmt.Sprintf("rule %d of chain %s", v.Handle, place)
+	return fmt.Sprintf("rule handle %d of chain %s", v.Handle, place)
 }
 
 // showVerdict names a rule or policy with all that is known of it.
@@ -137,10 +147,15 @@ func showVerdict(v *trace.FilterVerdict) string {
 	if v.Comment != "" && !strings.Contains(v.Rule, v.Comment) {
 		fmt.Fprintf(&b, " %q", v.Comment)
 	}
-	if v.Counted {
-		fmt.Fprintf(&b, ", counter %d packets", v.Packets)
-	}
 	return b.String()
+}
+
+// showCounter is what a rule or policy has counted.
+func showCounter(v *trace.FilterVerdict) string {
+	if !v.Counted {
+		return ""
+	}
+	return fmt.Sprintf("; its counter says %d packets", v.Packets)
 }
 
 func capital(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
@@ -157,6 +172,9 @@ func acceptBefore(c *trace.Case, v *trace.FilterVerdict) string {
 		match := fmt.Sprintf("%s daddr %s tcp dport %d", family, t.Dst.Addr(), t.Dst.Port())
 		if c.Direction == trace.Reply {
 			match = fmt.Sprintf("%s saddr %s tcp sport %d", family, t.Src.Addr(), t.Src.Port())
+			if isTracked(c) {
+				match += " ct state established"
+			}
 		}
 		where := fmt.Sprintf("%s %s %s", v.Family, quote(v.Table), quote(v.Chain))
 		if v.Policy {
@@ -174,6 +192,9 @@ func acceptBefore(c *trace.Case, v *trace.FilterVerdict) string {
 	match := fmt.Sprintf("-p tcp -d %s --dport %d", t.Dst.Addr(), t.Dst.Port())
 	if c.Direction == trace.Reply {
 		match = fmt.Sprintf("-p tcp -s %s --sport %d", t.Src.Addr(), t.Src.Port())
+		if isTracked(c) {
+			match += " -m conntrack --ctstate ESTABLISHED"
+		}
 	}
 	if v.Policy {
 		return at(c.Place, "%s -t %s -A %s %s -j ACCEPT", tool, quote(v.Table), quote(v.Chain), match) + note

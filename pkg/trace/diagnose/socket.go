@@ -37,9 +37,9 @@ func explainPortNotListening(c *trace.Case, s *trace.HostState) *explanation {
 		confidence: trace.Certain,
 		device:     c.Arrival.Device.Name,
 		summary:    fmt.Sprintf("nobody listens on %s in %s", dst, here),
-		cause:      fmt.Sprintf("The request reached %s, which owns %s, but no socket listens on port %d there.", here, dst.Addr(), dst.Port()),
+		cause:      fmt.Sprintf("The request for %s reached %s, but no socket there takes it.", dst, here),
 		fix:        []string{fmt.Sprintf("# start the server that is to listen on %s in %s, or send the traffic to the port where it does", dst, here)},
-		verify:     []string{at(c.Place, "ss -Hltn 'sport = :%d'", dst.Port()) + "   # must show a listening socket"},
+		verify:     []string{at(c.Place, "ss -Hltn 'sport = :%d'", dst.Port()) + fmt.Sprintf("   # must show a socket on %s or on all addresses", dst.Addr())},
 	}
 	if server := c.Path.Server; server != dst {
 		e.cause += fmt.Sprintf(" The client asked %s; NAT on the way made it %s.", server, dst)
@@ -50,6 +50,7 @@ func explainPortNotListening(c *trace.Case, s *trace.HostState) *explanation {
 		e.cause += " By now a socket does: it may have started a moment ago."
 	case len(s.Listeners) > 0:
 		e.cause += fmt.Sprintf(" A socket listens on %s, which does not cover %s.", s.Listeners[0].Addr, dst.Addr())
+		e.fix = []string{fmt.Sprintf("# let the server that listens on %s in %s listen on %s, or on all addresses", s.Listeners[0].Addr, here, dst)}
 	case s.Asked():
 		e.evidence = append(e.evidence, state(s, "no socket listens on port %d in %s", dst.Port(), here))
 	}
