@@ -176,6 +176,9 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) b
 		}
 		s = trace.HostState{ReadAt: time.Now(), Unread: []string{err.Error()}}
 	}
+	if deaf, ok := diagnose.Deaf(c, &s); ok && i.explain(ctx, &deaf, true) {
+		return true
+	}
 	f, ok := diagnose.Explain(c, &s)
 	if !ok {
 		if err != nil && !errors.Is(err, netstate.ErrNoNamespace) {
@@ -278,6 +281,9 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		}
 		if diagnose.DependsOnPath(c, &s) {
 			s.PathGateways = i.pathGateways(c)
+		}
+		if diagnose.DependsOnNextHop(c, &s) {
+			s.NextHopOwner, s.NextHopDevice = i.holder(s.NextHop.Addr, q.Place.Netns)
 		}
 		if diagnose.DependsOnOwner(c, &s) {
 			s.Owners = i.owners(q.Packet.Dst.Addr(), q.Place.Netns)

@@ -50,6 +50,26 @@ func onLink(own, theirs []netstate.Address, six bool) []trace.Gateway {
 	return gateways
 }
 
+// holder returns the namespace linked to one that has an address on a link, and the device.
+func (i *investigator) holder(a netip.Addr, near trace.Netns) (trace.Place, trace.Device) {
+	linked, err := i.reader.Neighborhood(near)
+	if err != nil {
+		return trace.Place{}, trace.Device{}
+	}
+	for _, ns := range linked {
+		addrs, err := i.reader.Addresses(ns)
+		if err != nil {
+			continue
+		}
+		for _, have := range addrs {
+			if have.Prefix.Addr() == a && have.Up && !have.Virtual {
+				return i.places.Place(ns), have.Device
+			}
+		}
+	}
+	return trace.Place{}, trace.Device{}
+}
+
 // owners returns the namespaces that have an address, among those that are linked to one.
 func (i *investigator) owners(a netip.Addr, near trace.Netns) []trace.Owner {
 	linked, err := i.reader.Neighborhood(near)

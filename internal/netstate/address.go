@@ -18,6 +18,7 @@ import (
 type Address struct {
 	Device  trace.Device
 	Prefix  netip.Prefix
+	Up      bool // the device is up, and has a carrier
 	Virtual bool // it shares no link with others: a prefix of one address, or a loopback or dummy device
 }
 
@@ -61,6 +62,7 @@ func (r *Reader) Addresses(ns trace.Netns) ([]Address, error) {
 		have := Address{Device: trace.Device{Index: uint32(a.LinkIndex)}, Prefix: netip.PrefixFrom(ip.Unmap(), ones)}
 		if l := devices[a.LinkIndex]; l != nil {
 			have.Device.Name = l.Attrs().Name
+			have.Up = l.Attrs().RawFlags&unix.IFF_UP != 0 && l.Attrs().RawFlags&unix.IFF_LOWER_UP != 0
 			have.Virtual = have.Prefix.IsSingleIP() || l.Attrs().Flags&net.FlagLoopback != 0 || l.Type() == "dummy"
 		}
 		out = append(out, have)

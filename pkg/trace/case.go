@@ -9,6 +9,7 @@ const (
 	SymptomSilence                    // a connection request came in, and nothing went out
 	SymptomRefused                    // a connection request was answered with a reset, as no socket took it
 	SymptomLoop                       // a packet's hop limit ran out
+	SymptomDeaf                       // a host that is there does not answer for its address
 	SymptomStray                      // a host sent a request back where it came from, and no answer came
 )
 
@@ -23,6 +24,8 @@ func (s Symptom) String() string {
 		return "refused"
 	case SymptomLoop:
 		return "loop"
+	case SymptomDeaf:
+		return "deaf"
 	case SymptomStray:
 		return "stray"
 	}

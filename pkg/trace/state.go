@@ -49,6 +49,10 @@ type HostState struct {
 	// Owners are the other namespaces that have the packet's destination among their addresses.
 	Owners []Owner
 
+	// NextHopOwner is the linked namespace that has the next hop's address, and NextHopDevice its device.
+	NextHopOwner  Place
+	NextHopDevice Device
+
 	// ReplyFilters are the rules or policies that would drop the answer to the packet at the same hook.
 	ReplyFilters []FilterVerdict
 

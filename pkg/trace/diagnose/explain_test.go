@@ -82,6 +82,19 @@ func rule(certain bool) trace.FilterVerdict {
 	}
 }
 
+// deaf is the case of be, a router on the way back that does not answer ARP.
+func deaf() trace.Case {
+	c := replyDropped(vip4, "NEIGH_FAILED", "neigh_invalidate")
+	c.Event.Device = eth0
+	d, ok := Deaf(&c, &trace.HostState{
+		SrcLocal: true, NextHop: trace.Neighbor{Addr: addr("10.2.0.1")}, NextHopOwner: be, NextHopDevice: eth0,
+	})
+	if !ok {
+		panic("no case")
+	}
+	return d
+}
+
 // Each rule has cases that it explains, and near ones that it leaves alone.
 func TestExplain(t *testing.T) {
 	in := trace.Interface{Device: eth0}
@@ -208,6 +221,15 @@ func TestExplain(t *testing.T) {
 		{"dead host on the link, IPv6", dropped(vip6, "NOT_SPECIFIED", "neigh_invalidate"),
 			trace.HostState{Onward: found, NextHop: trace.Neighbor{Addr: vip6.Dst.Addr(), Device: eth0, State: "FAILED"}},
 			"neighbor-unresolved", trace.Request, trace.Certain, "# bring 2001:db8:80::50 back"},
+		{"a next hop that is there", replyDropped(vip4, "NEIGH_FAILED", "neigh_invalidate"),
+			trace.HostState{Onward: byDefault(), NextHop: trace.Neighbor{Addr: addr("10.2.0.1"), Device: eth0, State: "FAILED"},
+				NextHopOwner: trace.Place{Netns: 8, Name: "rt"}, NextHopDevice: trace.Device{Index: 4, Name: "lan0"}},
+			"neighbor-unresolved", trace.Reply, trace.Likely, "# ip netns exec rt sysctl -a"},
+		{"a next hop that refuses ARP from a source that it would reach by another device", deaf(),
+			trace.HostState{In: trace.Interface{Device: eth0, RPFilter: 1, RPFilterAll: 1}, Back: trace.Lookup{Done: true, Type: "unicast", Device: vx0}},
+			"rp-filter-drop", trace.Reply, trace.Likely, "ip netns exec be sysctl -w net.ipv4.conf.eth0.rp_filter=2"},
+		{"a next hop that does not answer for another cause", deaf(),
+			trace.HostState{In: trace.Interface{Device: eth0, RPFilter: 1}, Back: found}, "", 0, 0, ""},
 		// netfilter
 		{"a rule", dropped(vip4, "NETFILTER_DROP", "nft_do_chain"), trace.HostState{Filters: []trace.FilterVerdict{rule(true)}},
 			"netfilter-drop", trace.Request, trace.Certain, "ip netns exec be nft insert rule inet filter fwd handle 9 ip daddr 203.0.113.80 tcp dport 80 accept"},

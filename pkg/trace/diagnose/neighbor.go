@@ -41,10 +41,17 @@ func explainNeighbor(c *trace.Case, s *trace.HostState) *explanation {
 		summary:    fmt.Sprintf("%s gets no answer from the next hop %s on %s", here, hop, dev),
 		verify:     []string{at(c.Place, "ip neigh show %s dev %s", hop, quote(dev)) + "   # must show a MAC address (REACHABLE, STALE, DELAY)"},
 	}
-	if onLink {
+	switch {
+	case s.NextHopOwner.Netns != 0:
+		there := name(s.NextHopOwner)
+		e.confidence = trace.Likely
+		e.cause = fmt.Sprintf("%s is there, on %s of %s, but does not answer %s: look at its arp_ignore, arp_filter and rp_filter, at ARP filters, and at what is between the two.",
+			hop, s.NextHopDevice.Name, there, protocol)
+		e.fix = []string{"# " + at(s.NextHopOwner, "sysctl -a -r 'conf.(all|%s).(arp_|rp_filter)'", s.NextHopDevice.Name) + "   # what keeps it from answering"}
+	case onLink:
 		e.cause = fmt.Sprintf("%s is to be on the link %s of %s, but does not answer %s: it is down, gone, or not on this link.", hop, dev, here, protocol)
 		e.fix = []string{fmt.Sprintf("# bring %s back on the link of %s, or take it out of the service that still sends to it", hop, dev)}
-	} else {
+	default:
 		e.cause = fmt.Sprintf("The way to %s goes via %s on %s, which does not answer %s: it is down, gone, or not on this link.", c.Event.Tuple.Dst.Addr(), hop, dev, protocol)
 		e.fix = []string{"# " + at(c.Place, "%s route replace %s via GATEWAY dev %s%s", ipCommand(hop), showPrefix(s.Onward.Prefix), quote(dev), tableArg(s.Onward.Table)) +
 			fmt.Sprintf("   # GATEWAY: a router that answers; or bring %s back", hop)}

@@ -90,7 +90,11 @@ func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation 
 
 // faultOf names what has to be mended: one rule or policy, whatever meets it.
 func faultOf(v *trace.FilterVerdict) string {
-	return fmt.Sprintf("%s %s %s %s %s policy=%t handle=%d line=%d", v.Backend, v.Family, v.Table, v.Chain, v.Hook, v.Policy, v.Handle, v.Line)
+	rule := v.Rule
+	if rule == "" && !v.Policy {
+		rule = fmt.Sprintf("handle %d, line %d", v.Handle, v.Line)
+	}
+	return fmt.Sprintf("%s %s %s %s %s policy=%t %s", v.Backend, v.Family, v.Table, v.Chain, v.Hook, v.Policy, rule)
 }
 
 // isTracked reports whether conntrack knows the connection that a reply belongs

@@ -57,6 +57,7 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	if s.Forwarding && !listens {
 		e.confidence = trace.Possible // it may as well be a router without a route
+		e.summary = fmt.Sprintf("%s has no route to %s, and does not own it", here, vip.Addr())
 		e.fix[0] = "# " + e.fix[0]
 	}
 	if listens {

@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"net/netip"
 	"strings"
 
 	"github.com/replypath/replypath/pkg/trace"
@@ -24,7 +25,7 @@ func Question(c *trace.Case) (trace.Question, bool) {
 			q.Packet = back.Reverse()
 		}
 		return q, true
-	case trace.SymptomRefused, trace.SymptomLoop:
+	case trace.SymptomRefused, trace.SymptomLoop, trace.SymptomDeaf:
 		return q, true
 	case trace.SymptomDrop:
 		switch {
@@ -80,6 +81,30 @@ func ReplyQuestion(q *trace.Question) (trace.Question, bool) {
 
 // conntrackEstablishedReply is IP_CT_ESTABLISHED_REPLY of include/uapi/linux/netfilter/nf_conntrack_common.h.
 const conntrackEstablishedReply = 3
+
+// DependsOnNextHop reports whether the cause depends on who has the next hop's
+// address: then HostState.NextHopOwner and NextHopDevice have to be filled.
+func DependsOnNextHop(c *trace.Case, s *trace.HostState) bool {
+	return c.Symptom == trace.SymptomDrop && isNeighborDrop(&c.Event) && s.NextHop.Addr.IsValid()
+}
+
+// Deaf returns the case of the next hop that is there and did not answer: why
+// not, is for its own host to say. The packet is the one that asked: its sender
+// is the source of the packet that waits, where that is the host's own
+// (arp_solicit, net/ipv4/arp.c).
+func Deaf(c *trace.Case, s *trace.HostState) (trace.Case, bool) {
+	if !DependsOnNextHop(c, s) || s.NextHopOwner.Netns == 0 || !s.SrcLocal || c.Event.Tuple.Is6() {
+		return trace.Case{}, false
+	}
+	d := *c
+	d.Symptom, d.Place = trace.SymptomDeaf, s.NextHopOwner
+	d.Event.Netns, d.Event.Device = s.NextHopOwner.Netns, s.NextHopDevice
+	d.Event.InIndex, d.Event.OutIndex = s.NextHopDevice.Index, 0
+	d.Event.Tuple.Dst = netip.AddrPortFrom(s.NextHop.Addr, 0)
+	d.Arrival = trace.Event{}
+	d.Miss = trace.Event{}
+	return d, true
+}
 
 // Wants reports whether a case can be explained at all.
 func Wants(c *trace.Case) bool {
@@ -176,7 +201,13 @@ func isRPFilterDrop(ev *trace.Event, s *trace.HostState) bool {
 	if ev.Reason != "" {
 		return ev.Reason == "IP_RPFILTER"
 	}
-	if !hasPrefix(ev.Symbol, "ip_rcv_finish") || s.In.RPFilter == 0 || !s.Back.Done {
+	return hasPrefix(ev.Symbol, "ip_rcv_finish") && refusesSource(s)
+}
+
+// refusesSource reports whether rp_filter forbids what comes from the packet's
+// source by the device that it came in by.
+func refusesSource(s *trace.HostState) bool {
+	if s.In.RPFilter == 0 || !s.Back.Done {
 		return false
 	}
 	strict := s.In.RPFilter == 1

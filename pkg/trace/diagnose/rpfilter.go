@@ -16,7 +16,8 @@ var rpFilterDrop = Rule{
 }
 
 func explainRPFilter(c *trace.Case, s *trace.HostState) *explanation {
-	if c.Symptom != trace.SymptomDrop || !isRPFilterDrop(&c.Event, s) {
+	deaf := c.Symptom == trace.SymptomDeaf
+	if !deaf && (c.Symptom != trace.SymptomDrop || !isRPFilterDrop(&c.Event, s)) || deaf && !refusesSource(s) {
 		return nil
 	}
 	in := s.In
@@ -25,14 +26,17 @@ func explainRPFilter(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	source, here := c.Event.Tuple.Src.Addr(), name(c.Place)
 	dev := in.Name
-	confidence := trace.Certain
-	if c.Event.Reason == "" {
+	confidence, what := trace.Certain, "the "+packetName(&c.Event)
+	switch {
+	case deaf:
+		confidence, what = trace.Likely, "the ARP request"
+	case c.Event.Reason == "":
 		confidence = trace.Likely
 	}
 	e := &explanation{
 		confidence: confidence,
 		device:     dev,
-		summary:    fmt.Sprintf("reverse-path filtering on %s of %s dropped the %s from %s", dev, here, packetName(&c.Event), source),
+		summary:    fmt.Sprintf("reverse-path filtering on %s of %s dropped %s from %s", dev, here, what, source),
 		verify: []string{at(c.Place, "sysctl net.ipv4.conf.all.rp_filter %s", sysctlKey("ipv4", dev, "rp_filter")),
 			at(c.Place, "ip route get %s", source)},
 	}

@@ -70,6 +70,11 @@ func finding(r *Rule, e *explanation, c *trace.Case, s *trace.HostState) trace.F
 	if f.Direction == trace.DirectionUnknown {
 		f.Direction = c.Direction
 	}
+	for _, device := range []string{c.Arrival.Device.Name, c.Event.Device.Name, s.In.Name, s.Out.Name, s.Onward.Device.Name} {
+		if f.Where.Device == "" {
+			f.Where.Device = device
+		}
+	}
 	if f.Where.Hook == "" {
 		f.Where.Hook = c.Event.Hook.String()
 	}
