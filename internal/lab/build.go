@@ -119,6 +119,12 @@ func (h *host) settled() (bool, error) {
 	}
 	for _, l := range links {
 		attrs := l.Attrs()
+		if attrs.Name == "lo" && h.family == IPv6 {
+			// An address of lo is not local either before the kernel's worker has looked at it.
+			if ready, _, err := h.addressesReady(l); err != nil || !ready {
+				return false, err
+			}
+		}
 		// A bridge itself says that it is up a second late, long after its ports carry packets.
 		if attrs.Name == "lo" || l.Type() == "bridge" || attrs.Flags&unix.IFF_UP == 0 {
 			continue
@@ -129,29 +135,29 @@ func (h *host) settled() (bool, error) {
 		if h.family != IPv6 || h.spec.Bridge != "" {
 			continue
 		}
-		ready, err := h.hasLinkLocal(l)
-		if err != nil || !ready {
+		ready, linkLocal, err := h.addressesReady(l)
+		if err != nil || !ready || !linkLocal {
 			return false, err
 		}
 	}
 	return true, nil
 }
 
-// hasLinkLocal reports whether a device has a link-local address and no address of it is tentative.
-func (h *host) hasLinkLocal(l netlink.Link) (bool, error) {
+// addressesReady reports whether no IPv6 address of a device is tentative, and
+// whether one is link-local.
+func (h *host) addressesReady(l netlink.Link) (ready, linkLocal bool, err error) {
 	addrs, err := h.nl.AddrList(l, netlink.FAMILY_V6)
 	if errors.Is(err, netlink.ErrDumpInterrupted) {
-		return false, nil // it changes at this moment: look again
+		return false, false, nil // it changes at this moment: look again
 	}
 	if err != nil {
-		return false, fmt.Errorf("list addresses of %s: %w", l.Attrs().Name, err)
+		return false, false, fmt.Errorf("list addresses of %s: %w", l.Attrs().Name, err)
 	}
-	found := false
 	for _, a := range addrs {
 		if a.Flags&unix.IFA_F_TENTATIVE != 0 {
-			return false, nil
+			return false, false, nil
 		}
-		found = found || a.IP.IsLinkLocalUnicast()
+		linkLocal = linkLocal || a.IP.IsLinkLocalUnicast()
 	}
-	return found, nil
+	return true, linkLocal, nil
 }

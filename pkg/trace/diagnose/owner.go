@@ -91,7 +91,10 @@ func wasLetGo(c *trace.Case) bool {
 // somebody else serves it. Without a socket, a way on by another device makes it
 // a router; but what came out of a tunnel was meant for this host.
 func mustForward(c *trace.Case, s *trace.HostState) bool {
-	if livesElsewhere(s) {
+	switch {
+	case s.Onward.Device.Name == "lo":
+		return false // an IPv6 address that is not usable yet
+	case livesElsewhere(s):
 		return true
 	}
 	own := hasOwnRoute(s)
