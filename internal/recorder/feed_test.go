@@ -87,10 +87,10 @@ func TestPathUpdates(t *testing.T) {
 	r.AddPath(p)
 	p.Requests++
 	r.AddPath(p) // nothing that a watcher waits for
-	p.Answered, p.Established = true, true
+	p.Answered, p.Requests = true, 7
 	r.AddPath(p)
 	updates := drain(s)
-	if len(updates) != 2 || updates[0].Path.Established || !updates[1].Path.Established {
+	if len(updates) != 2 || updates[0].Path.Answered || !updates[1].Path.Answered {
 		t.Errorf("%d messages", len(updates))
 	}
 }

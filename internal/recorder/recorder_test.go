@@ -396,11 +396,11 @@ func TestPathReplaced(t *testing.T) {
 	r, _ := newRecorder(Config{})
 	r.AddPath(path(1, at(0)))
 	later := path(1, at(0))
-	later.Last, later.Established = at(1), true
+	later.Last, later.Answered = at(1), true
 	r.AddPath(later)
 	r.AddPath(path(1, at(9))) // the port used again
 	paths := r.Paths(time.Time{})
-	if len(paths) != 2 || !paths[0].Established || !paths[1].First.Equal(at(9)) {
+	if len(paths) != 2 || !paths[0].Answered || !paths[1].First.Equal(at(9)) {
 		t.Errorf("paths %+v", paths)
 	}
 }

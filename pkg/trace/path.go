@@ -33,7 +33,6 @@ type Path struct {
 	First, Last    time.Time
 	Requests       uint32 // SYNs sent or first seen, retransmissions included
 	Answered       bool   // the reply came back to where the request was first seen
-	Established    bool
 	Reset          bool
 	Process        Process // the client's, where it is on this node
 	Guessed        bool    // it began before we looked: its client is the side with the higher port

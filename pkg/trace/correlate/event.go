@@ -280,8 +280,15 @@ func (t *Table) addSocketState(ev *trace.Event) {
 	case stateSYNSent:
 		t.connects.add(ev)
 	case stateEstablished:
-		if p, _ := t.findTuple(ev.Netns, ev.Tuple); p != nil {
-			p.established, p.changed = true, true
+		p, _ := t.findTuple(ev.Netns, ev.Tuple)
+		if p == nil {
+			return
+		}
+		// Whatever devices showed of it, both sides have heard of each other.
+		p.replied, p.changed = ev.Time, true
+		if !p.answered {
+			p.answered = true
+			t.handOut(p)
 		}
 	}
 }

@@ -26,7 +26,6 @@ type path struct {
 	first, last    time.Time
 	requests       uint32
 	answered       bool
-	established    bool
 	guessed        bool // who is the client
 	reset          bool
 	closed         bool    // both sides have sent a FIN, or one a RST
@@ -36,7 +35,7 @@ type path struct {
 	skb            uint64       // of the packet seen last
 	drops          uint32       // of packets after the handshake
 	miss           *trace.Event // failed route lookup seen last
-	replied        time.Time    // when a SYN-ACK was seen last, anywhere
+	replied        time.Time    // when a SYN-ACK, or a socket that it established, was seen last
 	rejection      rejection
 	refused        uint64 // packet that was refused last
 	refusedAt      time.Time
@@ -234,7 +233,7 @@ func (p *path) snapshot(place func(trace.Netns, time.Time) trace.Place) trace.Pa
 		Protocol: p.protocol, Client: p.client, Server: p.server,
 		Request: snapshotHops(p.request, place), Reply: snapshotHops(p.reply, place),
 		First: p.first, Last: p.last, Requests: p.requests,
-		Answered: p.answered, Established: p.established, Reset: p.reset, Process: p.process, Guessed: p.guessed,
+		Answered: p.answered, Reset: p.reset, Process: p.process, Guessed: p.guessed,
 		Connection: trace.Tuple{Protocol: p.protocol, Src: p.client, Dst: p.server},
 	}
 }

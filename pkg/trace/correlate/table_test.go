@@ -137,6 +137,18 @@ func TestSameTupleElsewhere(t *testing.T) {
 	}
 }
 
+// A socket is established by a SYN-ACK that no device has shown.
+func TestEstablishedIsAnswered(t *testing.T) {
+	s := newScene(t, Config{})
+	s.syn(vip, 1).tx(client, 0, 2).rx(router, 2)
+	s.add(trace.Event{Hook: trace.HookSocketState, Netns: client, NewState: stateEstablished, Tuple: vip})
+	s.wait(time.Second)
+	s.cases(0)
+	if p := s.path(); !p.Answered {
+		t.Error("the path is not answered")
+	}
+}
+
 // Two connections may draw the same sequence number.
 func TestSameSequenceNumber(t *testing.T) {
 	s := newScene(t, Config{})

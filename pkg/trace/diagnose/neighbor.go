@@ -42,11 +42,20 @@ func explainNeighbor(c *trace.Case, s *trace.HostState) *explanation {
 		verify:     []string{at(c.Place, "ip neigh show %s dev %s", hop, quote(dev)) + "   # must show a MAC address (REACHABLE, STALE, DELAY)"},
 	}
 	switch {
+	case !s.Asked():
+		e.summary = fmt.Sprintf("%s gets no answer from the next hop towards %s on %s", here, c.Event.Tuple.Dst.Addr(), dev)
+		e.cause = fmt.Sprintf("The next hop towards %s on %s does not answer %s. Which one that is could not be read.", c.Event.Tuple.Dst.Addr(), dev, protocol)
+		e.verify = []string{at(c.Place, "ip neigh show dev %s", quote(dev)) + "   # must show its MAC address"}
+		e.fix = []string{"# " + at(c.Place, "%s route get %s", ipCommand(hop), c.Event.Tuple.Dst.Addr()) + "   # names the next hop: bring it back, or choose another"}
+	case s.NextHopOwner.Netns != 0 && hop.Is6():
+		e.confidence = trace.Likely
+		e.cause = fmt.Sprintf("%s is there, on %s of %s, but does not answer %s: look at what filters ICMPv6 there, and at what is between the two.",
+			hop, s.NextHopDevice.Name, name(s.NextHopOwner), protocol)
+		e.fix = []string{"# " + at(s.NextHopOwner, "nft list ruleset") + "   # what keeps it from answering"}
 	case s.NextHopOwner.Netns != 0:
-		there := name(s.NextHopOwner)
 		e.confidence = trace.Likely
 		e.cause = fmt.Sprintf("%s is there, on %s of %s, but does not answer %s: look at its arp_ignore, arp_filter and rp_filter, at ARP filters, and at what is between the two.",
-			hop, s.NextHopDevice.Name, there, protocol)
+			hop, s.NextHopDevice.Name, name(s.NextHopOwner), protocol)
 		e.fix = []string{"# " + at(s.NextHopOwner, "sysctl -a -r 'conf.(all|%s).(arp_|rp_filter)'", s.NextHopDevice.Name) + "   # what keeps it from answering"}
 	case onLink:
 		e.cause = fmt.Sprintf("%s is to be on the link %s of %s, but does not answer %s: it is down, gone, or not on this link.", hop, dev, here, protocol)
