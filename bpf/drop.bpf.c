@@ -18,6 +18,7 @@ const volatile __u64 ignored_reasons[REASON_WORDS] = {};
 
 /* bpf2go makes the Go types of the ABI from this. */
 const struct event_conntrack *abi_event __attribute__((unused));
+const struct event_verdict *abi_verdict __attribute__((unused));
 const enum event_flag *abi_flag __attribute__((unused));
 const enum loss *abi_loss __attribute__((unused));
 const enum hook *abi_hook __attribute__((unused));
@@ -48,6 +49,18 @@ static __always_inline int drop_unbuilt(const struct observation *seen, const st
 	return 0;
 }
 
+/* refusal is why routing refused this packet a moment ago on this CPU: -errno, or 0. */
+static __always_inline __s32 refusal(const struct sk_buff *skb)
+{
+	__u32 zero = 0;
+	struct refused_packet *refused = bpf_map_lookup_elem(&refused_packets, &zero);
+
+	if (!refused || refused->skb != (__u64)skb)
+		return 0;
+	refused->skb = 0;
+	return refused->error;
+}
+
 SEC("tp_btf/kfree_skb")
 int trace_drop(__u64 *ctx)
 {
@@ -62,10 +75,13 @@ int trace_drop(__u64 *ctx)
 		if (word < REASON_WORDS && ignored_reasons[word & (REASON_WORDS - 1)] & (1ULL << (reason % 64)))
 			return 0;
 		seen.reason = reason;
+	} else {
+		seen.reason = refusal(skb);
 	}
 	if (!skb)
 		return 0;
 	seen.symbol = ctx[1];
+	name_symbol(seen.symbol);
 	if (!find_headers(&h, skb, false) && !find_headers(&h, skb, true))
 		return drop_unbuilt(&seen, skb);
 	return emit_skb(&seen, skb, &h);

@@ -5,7 +5,7 @@
 #ifndef REPLYPATH_EVENT_H
 #define REPLYPATH_EVENT_H
 
-/* Hooks, one per tracepoint. Same numbers as trace.Hook. */
+/* Hooks. Same numbers as trace.Hook. */
 enum hook {
 	HOOK_DROP = 1,
 	HOOK_RECEIVE = 2,
@@ -19,6 +19,7 @@ enum hook {
 	HOOK_RESET_RECEIVED = 10,
 	HOOK_NEIGHBOR_FAILED = 11,
 	HOOK_ICMP_SENT = 12,
+	HOOK_VERDICT = 13,
 };
 
 /* Bits of event.flags. */
@@ -30,6 +31,15 @@ enum event_flag {
 	EVENT_INNER = 16,        /* an ICMP error; tuple and TCP fields are those of the packet that it is about */
 	EVENT_OTHERHOST = 32,    /* addressed to another MAC: bridged, or flooded here */
 	EVENT_UNBUILT = 64,      /* dropped before it had an IP header: the tuple is its socket's */
+};
+
+/* The functions whose verdicts are told. Same order as probe.functions. */
+enum function {
+	FUNCTION_HOOK_SLOW = 0,   /* nf_hook_slow(skb, state, ...), net/netfilter/core.c: 1, or -errno when dropped */
+	FUNCTION_NFT_CHAIN = 1,   /* nft_do_chain(pkt, priv), net/netfilter/nf_tables_core.c: NF_* */
+	FUNCTION_IP_TABLE = 2,    /* ipt_do_table, ip6t_do_table (net/ipv4/netfilter/ip_tables.c): NF_* */
+	FUNCTION_CONNTRACK = 3,   /* nf_conntrack_in(skb, state), net/netfilter/nf_conntrack_core.c: NF_* */
+	FUNCTION_ROUTE_INPUT = 4, /* ip_route_input_noref(skb, ...), net/ipv4/route.c: 0, or -errno */
 };
 
 /* Causes of loss, indices of the map "losses". Same order as probe.LossCauses. */
@@ -67,7 +77,7 @@ struct event {
 	__u32 seq;
 	__u32 ack;
 	__u32 mark;
-	__s32 reason; /* drop or reset reason; IPv4 route miss: -errno; IPv6: enum RTN_* */
+	__s32 reason; /* drop or reset reason, or what decided a drop: -errno; IPv4 route miss: -errno; IPv6: enum RTN_* */
 	__u32 table;  /* route miss */
 	__u32 pid;    /* socket state only, where the kernel is in process context */
 	__u32 pgid;
@@ -84,13 +94,23 @@ struct event {
 	struct tuple tuple; /* the packet; sockets: local to remote; neighbour: daddr is the next hop */
 	char device[16];
 	char comm[16];
-	__u32 pad2;
+	__u8 nf_hook;   /* verdict: enum nf_inet_hooks, nf_dev_hooks */
+	__u8 nf_family; /* verdict: NFPROTO_* */
+	__u8 function;  /* verdict: enum function */
+	__u8 pad2;
 };
 
 /* The second form of a record: with conntrack's tuples. */
 struct event_conntrack {
 	struct event event;
 	struct conntrack conntrack;
+};
+
+/* The third form: with the chain that gave the verdict, where a chain did. */
+struct event_verdict {
+	struct event event;
+	char table[64];
+	char chain[64]; /* the base chain; empty for iptables-legacy, whose tables have one for each hook */
 };
 
 #endif

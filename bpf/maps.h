@@ -39,6 +39,36 @@ struct {
 	__type(value, struct last_packet);
 } last_packets SEC(".maps");
 
+/* Names of the kernel functions that addresses in events lie in, as the kernel's
+ * own formatter writes them: "nft_do_chain [nf_tables]". */
+#define SYMBOL_NAME_MAX 64
+
+struct symbol_name {
+	char name[SYMBOL_NAME_MAX];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct symbol_name);
+} symbols SEC(".maps");
+
+/* The packet that routing refused last on this CPU, and why: on kernels that give
+ * no drop reasons it is dropped next. */
+struct refused_packet {
+	__u64 skb;
+	__s32 error; /* -errno */
+	__u8 pad[4];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct refused_packet);
+} refused_packets SEC(".maps");
+
 static __always_inline void count_loss(__u32 cause)
 {
 	__u64 *n = bpf_map_lookup_elem(&losses, &cause);

@@ -72,6 +72,29 @@ static __always_inline __u32 load32(const void *p)
 	return bpf_ntohl(v);
 }
 
+/* Set before loading. With the kernel's own BTF the arguments of a tracepoint are
+ * pointers of their type, which are read directly; on a kernel without they are numbers. */
+const volatile bool typed_arguments = true;
+
+#define READ_ARGUMENT(p, field) (typed_arguments ? (p)->field : BPF_CORE_READ((p), field))
+
+/* Set before loading, where the kernel has bpf_snprintf (5.13): it names functions
+ * also when /proc/kallsyms hides them, and those of modules that were loaded since. */
+const volatile bool names_symbols = false;
+
+static const char symbol_format[] = "%ps";
+
+/* name_symbol makes sure that user space can name the function that address lies in. */
+static __always_inline void name_symbol(__u64 address)
+{
+	struct symbol_name name = {};
+
+	if (!names_symbols || !address || bpf_map_lookup_elem(&symbols, &address))
+		return;
+	bpf_snprintf(name.name, sizeof(name.name), symbol_format, &address, sizeof(address));
+	bpf_map_update_elem(&symbols, &address, &name, 0 /* BPF_ANY */);
+}
+
 /* Where a packet's headers are. */
 struct headers {
 	const unsigned char *network;
@@ -284,9 +307,9 @@ static __always_inline void fill_ct_tuple(struct tuple *t, const struct nf_connt
  * stand in the packet are stepped over. */
 static __always_inline bool find_headers(struct headers *h, const struct sk_buff *skb, bool at_data)
 {
-	unsigned char *head = skb->head, *data = skb->data;
-	__u32 linear = skb->len - skb->data_len;
-	__u16 protocol = bpf_ntohs(skb->protocol);
+	unsigned char *head = READ_ARGUMENT(skb, head), *data = READ_ARGUMENT(skb, data);
+	__u32 linear = READ_ARGUMENT(skb, len) - READ_ARGUMENT(skb, data_len);
+	__u16 protocol = bpf_ntohs(READ_ARGUMENT(skb, protocol));
 	const unsigned char *p = data;
 
 	if (at_data) {
@@ -301,7 +324,7 @@ static __always_inline bool find_headers(struct headers *h, const struct sk_buff
 			linear -= 4;
 		}
 	} else {
-		p = head + skb->network_header;
+		p = head + READ_ARGUMENT(skb, network_header);
 		/* Bytes between data and the network header are behind us, or ahead (MAC header). */
 		linear = (__u32)(data + linear - p);
 		if (linear > 65536)
@@ -318,9 +341,10 @@ static __always_inline bool find_headers(struct headers *h, const struct sk_buff
 /* is_hidden: an IP packet whose headers go on beyond the skb's linear part, where they cannot be read. */
 static __always_inline bool is_hidden(const struct sk_buff *skb)
 {
-	__u16 protocol = bpf_ntohs(skb->protocol);
+	__u16 protocol = bpf_ntohs(READ_ARGUMENT(skb, protocol));
+	__u32 paged = READ_ARGUMENT(skb, data_len);
 
-	return skb->data_len && skb->len - skb->data_len < HEADERS_MAX && (protocol == ETH_P_IP || protocol == ETH_P_IPV6);
+	return paged && READ_ARGUMENT(skb, len) - paged < HEADERS_MAX && (protocol == ETH_P_IP || protocol == ETH_P_IPV6);
 }
 
 #define PIDTYPE_PGID 2
@@ -382,6 +406,8 @@ static __always_inline int emit_skb(const struct observation *seen, const struct
 	 * or is a retransmission: user space compares with the socket's state change. */
 	if (seen->hook == HOOK_TRANSMIT && e->tcp_flags == TCP_SYN && BPF_CORE_READ(skb, sk))
 		fill_process(e);
+	if (seen->hook == HOOK_DROP)
+		name_symbol(e->input);
 	if (seen->hook == HOOK_ICMP_SENT) {
 		e->icmp_type = seen->icmp_type;
 		e->icmp_code = seen->icmp_code;

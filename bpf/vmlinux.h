@@ -2,8 +2,8 @@
 /* The kernel types that replypath reads, and of each the fields that it reads:
  * CO-RE finds them by name in the running kernel's BTF, so neither order nor
  * size matters here. */
-#ifndef REPLYPATH_VMLINUX_H
-#define REPLYPATH_VMLINUX_H
+#ifndef __VMLINUX_H__
+#define __VMLINUX_H__ /* libbpf's headers take the kernel's names of registers then */
 
 typedef unsigned char __u8;
 typedef signed char __s8;
@@ -31,6 +31,7 @@ enum { false = 0, true = 1 };
 /* UAPI maps of bpf.h that the helpers' prototypes and our maps need. */
 enum bpf_map_type {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 enum {
@@ -134,6 +135,35 @@ struct nf_conn {
 	struct nf_conntrack_tuple_hash tuplehash[2];
 };
 
+struct nf_hook_state {
+	u8 hook; /* unsigned int before 5.12: its low byte comes first */
+	u8 pf;
+	struct net_device *in;
+	struct net_device *out;
+	struct net *net;
+};
+struct xt_action_param {
+	const struct nf_hook_state *state;
+};
+struct nft_pktinfo {
+	struct sk_buff *skb;
+	const struct nf_hook_state *state;
+};
+/* Before 5.12. */
+struct nft_pktinfo___xt {
+	struct xt_action_param xt;
+};
+struct nft_table {
+	char *name;
+};
+struct nft_chain {
+	struct nft_table *table;
+	char *name;
+};
+struct xt_table {
+	char name[32];
+};
+
 struct flowi_common {
 	int flowic_oif;
 	int flowic_iif;
@@ -191,5 +221,20 @@ struct task_struct {
 };
 
 #pragma clang attribute pop
+
+/* Registers at a kprobe. This is user space's view of them, which never changes. */
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs {
+	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss;
+};
+#elif defined(__TARGET_ARCH_arm64)
+struct pt_regs;
+struct user_pt_regs {
+	__u64 regs[31];
+	__u64 sp;
+	__u64 pc;
+	__u64 pstate;
+};
+#endif
 
 #endif

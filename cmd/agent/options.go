@@ -58,6 +58,8 @@ func newCommand(o *options, env environment, start func() error) *cobra.Command 
 	f.DurationVar(&o.agent.MaxAge, "max-age", agent.DefaultMaxAge, "how long findings and paths are kept")
 	f.IntVar(&o.agent.MaxBytes, "max-bytes", agent.DefaultMaxBytes, "memory for kept findings and paths, in bytes")
 	f.IntVar(&o.agent.RingBytes, "ring-bytes", agent.DefaultRingBytes, "ring buffer between kernel and agent, in bytes, a power of two")
+	f.StringVar(&o.agent.BTF, "btf", "", "file with the BTF of this kernel, for kernels that do not show their own")
+	f.StringVar(&o.agent.Tier, "tier", "auto", "hooks to use: base (tracepoints) or auto (kernel functions too, where the kernel lets them be followed)")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	return cmd

@@ -14,19 +14,21 @@ import (
 
 	tracev1 "github.com/replypath/replypath/api/trace/v1"
 	"github.com/replypath/replypath/internal/agent"
+	"github.com/replypath/replypath/internal/probe"
 )
 
 // embedding is how an agent runs in this process: it serves on a listener in
 // memory, and says when it traces.
 type embedding struct {
-	listener net.Listener
-	log      *slog.Logger
-	ready    func()
+	listener  net.Listener
+	btf, tier string // see agent.Config
+	log       *slog.Logger
+	ready     func()
 }
 
 // runAgent runs an agent until the context ends. It serves nothing but the given listener.
 func runAgent(ctx context.Context, e embedding) error {
-	return agent.Run(ctx, agent.Config{Listeners: []net.Listener{e.listener}, Log: e.log}, e.ready)
+	return agent.Run(ctx, agent.Config{Listeners: []net.Listener{e.listener}, BTF: e.btf, Tier: e.tier, Log: e.log}, e.ready)
 }
 
 const (
@@ -40,6 +42,9 @@ const (
 // bounds the start: the agent runs until close, so that an interrupted trace
 // can still be explained.
 func (s *server) embed(ctx context.Context) (*connection, error) {
+	if _, err := probe.ParseTier(s.tier); err != nil {
+		return nil, usagef("--tier: %v", err)
+	}
 	s.world.note("no agent at %s: tracing in this process instead", s.target)
 	listener := bufconn.Listen(pipeSize)
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -48,7 +53,7 @@ func (s *server) embed(ctx context.Context) (*connection, error) {
 	go func() {
 		defer close(died)
 		log := slog.New(slog.NewTextHandler(s.world.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-		cause = s.world.trace(running, embedding{listener, log, sync.OnceFunc(func() { close(ready) })})
+		cause = s.world.trace(running, embedding{listener, s.btf, s.tier, log, sync.OnceFunc(func() { close(ready) })})
 	}()
 	stop := func() {
 		cancel()
@@ -85,7 +90,7 @@ func startError(err error) error {
 	case err == nil:
 		return noAgentf("tracing ended before it began")
 	case errors.Is(err, agent.ErrUnsupported):
-		return noAgentf("tracing is impossible here: %w", err)
+		return noAgentf("%w", err)
 	}
 	return noAgentf("start tracing: %w", err)
 }

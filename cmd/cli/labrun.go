@@ -197,6 +197,22 @@ func (r *labResult) got() string {
 	return strings.Join(told, ", ")
 }
 
+// confidence is the lowest of the lab's findings; "" when it gave none.
+func (r *labResult) confidence() string {
+	var lowest trace.Confidence
+	for _, f := range r.answer.findings {
+		for _, c := range []trace.Confidence{trace.Possible, trace.Likely, trace.Certain} {
+			if f.GetConfidence() == c.String() && (lowest == 0 || c < lowest) {
+				lowest = c
+			}
+		}
+	}
+	if lowest == 0 {
+		return ""
+	}
+	return lowest.String()
+}
+
 // wanted tells what a lab must give, in the form of got.
 func wanted(l lab.Lab) string {
 	if l.Healthy() {
@@ -215,6 +231,9 @@ type labVerdict struct {
 	Expected string `json:"expected"`
 	Got      string `json:"got"`
 	OK       bool   `json:"ok"`
+
+	Finding    string `json:"finding,omitempty"`    // the id that it must give; "" when it is healthy
+	Confidence string `json:"confidence,omitempty"` // of the finding that it gave, the lowest of several
 }
 
 func (v labVerdict) print(w *world, output format, name int) error {
@@ -252,11 +271,11 @@ func (w *world) runLabs(ctx context.Context, s *server, labs []lab.Lab, jobs int
 			if ctx.Err() != nil {
 				return nil
 			}
-			v := labVerdict{Lab: l.Name, Expected: wanted(l)}
+			v := labVerdict{Lab: l.Name, Expected: wanted(l), Finding: l.Finding}
 			if r, err := w.labResult(ctx, conn, l, nil); err != nil {
 				v.Got = err.Error()
 			} else {
-				v.Got = r.got()
+				v.Got, v.Confidence = r.got(), r.confidence()
 			}
 			v.OK = v.Got == v.Expected
 			mu.Lock()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	tracev1 "github.com/replypath/replypath/api/trace/v1"
+	"github.com/replypath/replypath/internal/probe"
 	"github.com/replypath/replypath/internal/stream"
 )
 
@@ -37,6 +39,7 @@ type server struct {
 	target           string
 	cert, key, trust string // PEM files
 	named            bool   // the user said which, so nothing takes its place
+	btf, tier        string // of an agent in this process
 }
 
 func (s *server) flags(root *cobra.Command) {
@@ -46,9 +49,12 @@ func (s *server) flags(root *cobra.Command) {
 	f.StringVar(&s.cert, "tls-cert", getenv("REPLYPATH_TLS_CERT"), "client certificate for HOST:PORT, PEM file (env REPLYPATH_TLS_CERT)")
 	f.StringVar(&s.key, "tls-key", getenv("REPLYPATH_TLS_KEY"), "key of the client certificate, PEM file (env REPLYPATH_TLS_KEY)")
 	f.StringVar(&s.trust, "tls-ca", getenv("REPLYPATH_TLS_CA"), "authority of the agent's certificate, PEM file (env REPLYPATH_TLS_CA)")
-	for _, name := range []string{"tls-cert", "tls-key", "tls-ca"} {
+	f.StringVar(&s.btf, "btf", getenv("REPLYPATH_BTF"), "without an agent: file with the BTF of this kernel, for kernels that do not show their own (env REPLYPATH_BTF)")
+	f.StringVar(&s.tier, "tier", cmp.Or(getenv("REPLYPATH_TIER"), string(probe.TierAuto)), "without an agent: hooks to use, base (tracepoints) or auto (kernel functions too, where they can be followed) (env REPLYPATH_TIER)")
+	for _, name := range []string{"tls-cert", "tls-key", "tls-ca", "btf"} {
 		f.Lookup(name).DefValue = "" // help is the same for everybody
 	}
+	f.Lookup("tier").DefValue = string(probe.TierAuto)
 }
 
 // connection is an agent that answers, running elsewhere or in this process.

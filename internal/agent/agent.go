@@ -51,6 +51,8 @@ type Config struct {
 	MaxAge        time.Duration   // of what is kept
 	MaxBytes      int             // of what is kept
 	RingBytes     int             // ring buffer, a power of two
+	BTF           string          // file with the kernel's types; "": the kernel's own
+	Tier          string          // "auto" or "base"; "": auto
 	Log           *slog.Logger
 }
 
@@ -87,6 +89,12 @@ func (c *Config) setDefaults() error {
 		if e.Network == "tcp" && c.TLS == (stream.TLSFiles{}) {
 			return fmt.Errorf("%w: listen on %s: TCP needs mutual TLS: a certificate, its key and the clients' CA", ErrUsage, e)
 		}
+	}
+	if c.Tier == "" {
+		c.Tier = string(probe.TierAuto)
+	}
+	if _, err := probe.ParseTier(c.Tier); err != nil {
+		return fmt.Errorf("%w: %w", ErrUsage, err)
 	}
 	if c.MaxAge < 0 || c.MaxBytes < 0 {
 		return fmt.Errorf("%w: negative bound on what is kept", ErrUsage)
@@ -146,13 +154,13 @@ func newAgent(cfg Config) (_ *agent, err error) {
 	a.reader = netstate.NewReader(a.places, netfilter.Verdicts)
 	a.closers = append(a.closers, a.reader.Close)
 	a.recorder = recorder.New(recorder.Config{MaxAge: cfg.MaxAge, MaxBytes: cfg.MaxBytes})
-	if a.probe, err = probe.Open(probe.Config{RingBytes: cfg.RingBytes}); err != nil {
+	if a.probe, err = probe.Open(probe.Config{RingBytes: cfg.RingBytes, BTF: cfg.BTF, Tier: probe.Tier(cfg.Tier)}); err != nil {
 		return nil, err
 	}
 	a.closers = append(a.closers, a.probe.Close)
 	a.investigator = newInvestigator(cfg.Node, a.reader, a.places, a.recorder, cfg.Log)
 	a.pipeline = newPipeline(a.probe, a.places, a.recorder, a.investigator, cfg.Log)
-	a.tasks = []task{a.pipeline, a.investigator, server, &lossWatch{a}}
+	a.tasks = []task{a.pipeline, a.investigator, server, &lossWatch{a}, hookWatch{a.probe}}
 	if cfg.MetricsListen != "" {
 		m, err := metrics.NewServer(cfg.MetricsListen, metrics.Handler(metrics.NewRegistry(a), a.isReady))
 		if err != nil {
@@ -167,19 +175,28 @@ func newAgent(cfg Config) (_ *agent, err error) {
 	return a, nil
 }
 
+// logHooks warns of hooks that are missed. What the kernel does not have is
+// nobody's fault, and what only the plus tier has is not needed.
 func (a *agent) logHooks() {
 	attached := 0
 	for _, h := range a.probe.Status() {
-		if h.State == probe.Attached {
+		level := slog.LevelDebug
+		switch {
+		case h.State == probe.Attached:
 			attached++
+			if h.Reason != "" {
+				a.log.Warn("hook of little use", "hook", h.Name, "reason", h.Reason)
+			}
 			continue
+		case h.State == probe.Refused && !h.Optional:
+			level = slog.LevelWarn
 		}
-		a.log.Warn("hook not attached", "hook", h.Name, "state", h.State, "reason", h.Reason)
+		a.log.Log(context.Background(), level, "hook not attached", "hook", h.Name, "state", h.State, "reason", h.Reason)
 	}
 	if !probe.HasCapability(unix.CAP_SYS_ADMIN) {
 		a.log.Warn("without CAP_SYS_ADMIN other network namespaces cannot be asked: findings there will be fewer, and less certain")
 	}
-	a.log.Info("tracing", "node", a.node, "version", version.String(), "kernel", kernelRelease(), "hooks", attached)
+	a.log.Info("tracing", "node", a.node, "version", version.String(), "kernel", kernelRelease(), "tier", a.probe.Tier(), "hooks", attached)
 }
 
 func kernelRelease() string {

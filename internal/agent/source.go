@@ -71,11 +71,11 @@ func (a *agent) Losses(since time.Time) []stream.Loss {
 // Status implements stream.Source.
 func (a *agent) Status() stream.Status {
 	s := stream.Status{
-		Node: a.node, Version: version.String(), Kernel: kernelRelease(), Tier: "base",
+		Node: a.node, Version: version.String(), Kernel: kernelRelease(), Tier: string(a.probe.Tier()),
 		Events: a.probe.Events(), Started: a.started, Live: int(a.pipeline.livePaths.Load()),
 	}
 	for _, h := range a.probe.Status() {
-		s.Hooks = append(s.Hooks, stream.HookStatus{Name: h.Name, State: string(h.State), Reason: h.Reason})
+		s.Hooks = append(s.Hooks, stream.HookStatus{Name: h.Name, State: string(h.State), Reason: h.Reason, Means: h.Means})
 	}
 	return s
 }
@@ -134,3 +134,12 @@ func (w *lossWatch) Run(ctx context.Context) error {
 		}
 	}
 }
+
+// hookWatch attends to hooks that come and go with modules and with load.
+type hookWatch struct{ probe *probe.Probe }
+
+// String names the task.
+func (w hookWatch) String() string { return "hook watch" }
+
+// Run watches until ctx is done.
+func (w hookWatch) Run(ctx context.Context) error { return w.probe.Watch(ctx) }

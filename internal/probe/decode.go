@@ -18,6 +18,7 @@ var errRecord = errors.New("record is not of the event's size")
 const (
 	eventSize     = int(unsafe.Sizeof(dropEvent{}))
 	conntrackSize = int(unsafe.Sizeof(dropEventConntrack{}))
+	verdictSize   = int(unsafe.Sizeof(dropEventVerdict{}))
 )
 
 // maxCached bounds the caches of names, which the kernel's own variety keeps small.
@@ -25,19 +26,14 @@ const maxCached = 4096
 
 // decoder turns records into events.
 type decoder struct {
-	drops, resets reasons
-	symbols       *Symbols
-	clock         clock
-	names         map[[16]int8]string
-	functions     map[uint64]string
+	reasons reasonEnums
+	symbols *symbols
+	clock   clock
+	names   map[[16]int8]string
 }
 
-func newDecoder(drops, resets reasons, symbols *Symbols) *decoder {
-	return &decoder{
-		drops: drops, resets: resets, symbols: symbols,
-		names:     make(map[[16]int8]string),
-		functions: make(map[uint64]string),
-	}
+func newDecoder(reasons reasonEnums, symbols *symbols) *decoder {
+	return &decoder{reasons: reasons, symbols: symbols, names: make(map[[16]int8]string)}
 }
 
 // decode fills ev from a record. It keeps no reference to raw.
@@ -81,9 +77,6 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 		ev.Conntrack.Original = tuple(&c.Conntrack.Original, false)
 		ev.Conntrack.Reply = tuple(&c.Conntrack.Reply, false)
 	}
-	if e.Input != 0 {
-		ev.Input = d.function(e.Input)
-	}
 	if e.Pid != 0 {
 		ev.Process = trace.Process{PID: e.Pid, PGID: e.Pgid, Comm: d.name(e.Comm)}
 	}
@@ -93,8 +86,11 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 	}
 	switch ev.Hook {
 	case trace.HookDrop:
-		ev.Reason = d.drops[e.Reason]
-		ev.Symbol = d.function(e.Symbol)
+		ev.Reason = d.dropReason(e.Reason)
+		ev.Symbol = d.symbols.name(e.Symbol)
+		if e.Input != 0 {
+			ev.Input = d.symbols.name(e.Input)
+		}
 	case trace.HookResetSent:
 		ev.Reason = d.resetReason(e.Reason)
 	case trace.HookRouteMiss4:
@@ -104,8 +100,61 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 	case trace.HookNeighborFailed:
 		ev.NextHop = address(&e.Tuple.Daddr, e.Tuple.Family, false)
 		ev.Tuple = trace.Tuple{}
+	case trace.HookVerdict:
+		if len(raw) < verdictSize {
+			return errRecord
+		}
+		v := (*dropEventVerdict)(unsafe.Pointer(unsafe.SliceData(raw)))
+		ev.Tuple = trace.Tuple{}
+		ev.Verdict = trace.Verdict{
+			Hook: netfilterHook(e.NfFamily, e.NfHook), Family: netfilterFamilies[e.NfFamily],
+			By: verdictBy[verdictFunction(e.Function)], Table: text(&v.Table), Chain: text(&v.Chain),
+		}
 	}
 	return nil
+}
+
+func (d *decoder) dropReason(reason int32) string {
+	if reason < 0 && d.reasons.drops == nil {
+		return refusalReason(syscall.Errno(-reason))
+	}
+	return d.reasons.drops[reason]
+}
+
+// netfilterFamilies are the protocol families by their numbers (include/uapi/linux/netfilter.h).
+var netfilterFamilies = map[uint8]string{
+	unix.NFPROTO_INET: "inet", unix.NFPROTO_IPV4: "ip", unix.NFPROTO_ARP: "arp",
+	unix.NFPROTO_NETDEV: "netdev", unix.NFPROTO_BRIDGE: "bridge", unix.NFPROTO_IPV6: "ip6",
+}
+
+// verdictBy says what kind of function gave a verdict.
+var verdictBy = map[verdictFunction]trace.VerdictBy{
+	verdictFunctionFUNCTION_HOOK_SLOW: trace.ByHook, verdictFunctionFUNCTION_NFT_CHAIN: trace.ByChain,
+	verdictFunctionFUNCTION_IP_TABLE: trace.ByTable, verdictFunctionFUNCTION_CONNTRACK: trace.ByConntrack,
+}
+
+// netfilterHook names a hook by its number: enum nf_inet_hooks; for devices enum nf_dev_hooks.
+func netfilterHook(family, hook uint8) trace.NetfilterHook {
+	hooks := []trace.NetfilterHook{trace.Prerouting, trace.Input, trace.Forward, trace.Output, trace.Postrouting, trace.Ingress}
+	if family == unix.NFPROTO_NETDEV {
+		hooks = []trace.NetfilterHook{trace.Ingress, trace.Egress}
+	}
+	if int(hook) >= len(hooks) {
+		return ""
+	}
+	return hooks[hook]
+}
+
+// text makes a C string a Go string. Verdicts are rare: it may allocate.
+func text(c *[64]int8) string {
+	b := make([]byte, 0, len(c))
+	for _, ch := range c {
+		if ch == 0 {
+			break
+		}
+		b = append(b, byte(ch))
+	}
+	return string(b)
 }
 
 // Reset reasons that the kernel's enum does not have: bpf/tcp.bpf.c.
@@ -115,7 +164,7 @@ func (d *decoder) resetReason(reason int32) string {
 	if reason == resetNobodyTook {
 		return "NO_SOCKET"
 	}
-	return d.resets[reason]
+	return d.reasons.resets[reason]
 }
 
 // rejectErrno is the error that a lookup gives for a route type: fib6_prop in net/ipv6/route.c.
@@ -172,18 +221,6 @@ func (d *decoder) name(c [16]int8) string {
 	}
 	s := string(b)
 	d.names[c] = s
-	return s
-}
-
-func (d *decoder) function(addr uint64) string {
-	if s, ok := d.functions[addr]; ok {
-		return s
-	}
-	if len(d.functions) >= maxCached {
-		clear(d.functions)
-	}
-	s := d.symbols.Name(addr)
-	d.functions[addr] = s
 	return s
 }
 

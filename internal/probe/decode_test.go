@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/replypath/replypath/pkg/trace"
@@ -16,7 +17,14 @@ func testDecoder() *decoder {
 	if err != nil {
 		panic(err)
 	}
-	return newDecoder(reasons{2: "NOT_SPECIFIED", 9: "NETFILTER_DROP"}, reasons{3: "NO_SOCKET"}, s)
+	return newDecoder(reasonEnums{reasons{2: "NOT_SPECIFIED", 9: "NETFILTER_DROP"}, reasons{3: "NO_SOCKET"}}, fixedSymbols(s))
+}
+
+// fixedSymbols are symbols that are not read again.
+func fixedSymbols(table *symbolTable) *symbols {
+	s := newSymbols(nil)
+	s.table, s.read = table, time.Now()
+	return s
 }
 
 // record is an event as the ring buffer holds it.
@@ -97,6 +105,45 @@ func TestDecodeMisses(t *testing.T) {
 }
 
 // A dual-stack socket shows IPv4 addresses in their mapped form.
+// What routing refused names the drop on kernels that give no reason, and on those alone.
+func TestDecodeRefusal(t *testing.T) {
+	raw := record(dropEvent{Hook: uint16(dropHookHOOK_DROP), Tuple: tuple4(), Reason: -int32(syscall.EXDEV)})
+	old := testDecoder()
+	old.reasons = reasonEnums{}
+	for want, d := range map[string]*decoder{"IP_RPFILTER": old, "": testDecoder()} {
+		var ev trace.Event
+		if err := d.decode(raw, &ev); err != nil || ev.Reason != want {
+			t.Errorf("reason = %q, %v; want %q", ev.Reason, err, want)
+		}
+	}
+}
+
+func TestDecodeVerdict(t *testing.T) {
+	tests := map[string]struct {
+		family, hook uint8
+		function     verdictFunction
+		want         trace.Verdict
+	}{
+		"nft, IPv4":       {2, 2, verdictFunctionFUNCTION_NFT_CHAIN, trace.Verdict{By: trace.ByChain, Hook: trace.Forward, Family: "ip", Table: "t", Chain: "c"}},
+		"legacy, IPv6":    {10, 1, verdictFunctionFUNCTION_IP_TABLE, trace.Verdict{By: trace.ByTable, Hook: trace.Input, Family: "ip6", Table: "t", Chain: "c"}},
+		"device, egress":  {5, 1, verdictFunctionFUNCTION_HOOK_SLOW, trace.Verdict{By: trace.ByHook, Hook: trace.Egress, Family: "netdev", Table: "t", Chain: "c"}},
+		"inet, ingress":   {1, 5, verdictFunctionFUNCTION_HOOK_SLOW, trace.Verdict{By: trace.ByHook, Hook: trace.Ingress, Family: "inet", Table: "t", Chain: "c"}},
+		"unknown numbers": {77, 77, verdictFunctionFUNCTION_CONNTRACK, trace.Verdict{By: trace.ByConntrack, Table: "t", Chain: "c"}},
+	}
+	for name, tt := range tests {
+		e := dropEventVerdict{Event: dropEvent{Hook: uint16(dropHookHOOK_VERDICT), Skb: 5, NfFamily: tt.family, NfHook: tt.hook, Function: uint8(tt.function)}}
+		e.Table[0], e.Chain[0] = 't', 'c'
+		raw := slices.Clone(unsafe.Slice((*byte)(unsafe.Pointer(&e)), unsafe.Sizeof(e)))
+		var ev trace.Event
+		if err := testDecoder().decode(raw, &ev); err != nil || ev.Verdict != tt.want || ev.SKB != 5 || ev.Hook != trace.HookVerdict {
+			t.Errorf("%s: %+v, %v; want %+v", name, ev.Verdict, err, tt.want)
+		}
+		if err := testDecoder().decode(raw[:len(raw)-8], &ev); err == nil {
+			t.Errorf("%s: a record that is too short is decoded", name)
+		}
+	}
+}
+
 func TestDecodeUnmaps(t *testing.T) {
 	e := dropEvent{Hook: uint16(dropHookHOOK_SOCKET_STATE), Tuple: dropTuple{Family: 10, Protocol: 6}}
 	e.Tuple.Daddr = netip.MustParseAddr("::ffff:192.0.2.1").As16()
@@ -151,12 +198,12 @@ func TestSymbols(t *testing.T) {
 	for addr, want := range map[uint64]string{
 		0xffffffff80ffffff: "", 0xffffffff81000000: "first", 0xffffffff810000ff: "first", 0xffffffff81000100: "second", 0: "",
 	} {
-		if got := s.Name(addr); got != want {
+		if got := s.name(addr); got != want {
 			t.Errorf("name of %x is %q, want %q", addr, got, want)
 		}
 	}
-	if s.Len() != 2 {
-		t.Errorf("%d symbols", s.Len())
+	if len(s.addrs) != 2 {
+		t.Errorf("%d symbols", len(s.addrs))
 	}
 }
 
@@ -167,8 +214,8 @@ func FuzzSymbols(f *testing.F) {
 		if err != nil {
 			return
 		}
-		s.Name(addr)
-		s.Name(^uint64(0))
+		s.name(addr)
+		s.name(^uint64(0))
 	})
 }
 

@@ -49,7 +49,10 @@ type dropEvent struct {
 	Tuple      dropTuple
 	Device     [16]int8
 	Comm       [16]int8
-	Pad2       uint32
+	NfHook     uint8
+	NfFamily   uint8
+	Function   uint8
+	Pad2       uint8
 }
 
 type dropEventConntrack struct {
@@ -70,6 +73,13 @@ const (
 	dropEventFlagEVENT_UNBUILT       dropEventFlag = 64
 )
 
+type dropEventVerdict struct {
+	_     structs.HostLayout
+	Event dropEvent
+	Table [64]int8
+	Chain [64]int8
+}
+
 type dropHook uint32
 
 const (
@@ -85,6 +95,7 @@ const (
 	dropHookHOOK_RESET_RECEIVED    dropHook = 10
 	dropHookHOOK_NEIGHBOR_FAILED   dropHook = 11
 	dropHookHOOK_ICMP_SENT         dropHook = 12
+	dropHookHOOK_VERDICT           dropHook = 13
 )
 
 type dropLastPacket struct {
@@ -108,6 +119,18 @@ const (
 	dropLossLOSS_MAX        dropLoss = 2
 )
 
+type dropRefusedPacket struct {
+	_     structs.HostLayout
+	Skb   uint64
+	Error int32
+	Pad   [4]uint8
+}
+
+type dropSymbolName struct {
+	_    structs.HostLayout
+	Name [64]int8
+}
+
 type dropTuple struct {
 	_        structs.HostLayout
 	Saddr    [16]uint8
@@ -126,13 +149,18 @@ const (
 	dropMapEvents         = "events"
 	dropMapLastPackets    = "last_packets"
 	dropMapLosses         = "losses"
+	dropMapRefusedPackets = "refused_packets"
+	dropMapSymbols        = "symbols"
 	dropProgTraceDrop     = "trace_drop"
 	dropVarAbiEvent       = "abi_event"
 	dropVarAbiFlag        = "abi_flag"
 	dropVarAbiHook        = "abi_hook"
 	dropVarAbiLoss        = "abi_loss"
+	dropVarAbiVerdict     = "abi_verdict"
 	dropVarHasDropReason  = "has_drop_reason"
 	dropVarIgnoredReasons = "ignored_reasons"
+	dropVarNamesSymbols   = "names_symbols"
+	dropVarTypedArguments = "typed_arguments"
 )
 
 // loadDrop returns the embedded CollectionSpec for drop.
@@ -184,9 +212,11 @@ type dropProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type dropMapSpecs struct {
-	Events      *ebpf.MapSpec `ebpf:"events"`
-	LastPackets *ebpf.MapSpec `ebpf:"last_packets"`
-	Losses      *ebpf.MapSpec `ebpf:"losses"`
+	Events         *ebpf.MapSpec `ebpf:"events"`
+	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
+	Losses         *ebpf.MapSpec `ebpf:"losses"`
+	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
+	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
 }
 
 // dropVariableSpecs contains global variables before they are loaded into the kernel.
@@ -197,8 +227,11 @@ type dropVariableSpecs struct {
 	AbiFlag        *ebpf.VariableSpec `ebpf:"abi_flag"`
 	AbiHook        *ebpf.VariableSpec `ebpf:"abi_hook"`
 	AbiLoss        *ebpf.VariableSpec `ebpf:"abi_loss"`
+	AbiVerdict     *ebpf.VariableSpec `ebpf:"abi_verdict"`
 	HasDropReason  *ebpf.VariableSpec `ebpf:"has_drop_reason"`
 	IgnoredReasons *ebpf.VariableSpec `ebpf:"ignored_reasons"`
+	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
+	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
 }
 
 // dropObjects contains all objects after they have been loaded into the kernel.
@@ -221,9 +254,11 @@ func (o *dropObjects) Close() error {
 //
 // It can be passed to loadDropObjects or ebpf.CollectionSpec.LoadAndAssign.
 type dropMaps struct {
-	Events      *ebpf.Map `ebpf:"events"`
-	LastPackets *ebpf.Map `ebpf:"last_packets"`
-	Losses      *ebpf.Map `ebpf:"losses"`
+	Events         *ebpf.Map `ebpf:"events"`
+	LastPackets    *ebpf.Map `ebpf:"last_packets"`
+	Losses         *ebpf.Map `ebpf:"losses"`
+	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
+	Symbols        *ebpf.Map `ebpf:"symbols"`
 }
 
 func (m *dropMaps) Close() error {
@@ -231,6 +266,8 @@ func (m *dropMaps) Close() error {
 		m.Events,
 		m.LastPackets,
 		m.Losses,
+		m.RefusedPackets,
+		m.Symbols,
 	)
 }
 
@@ -242,8 +279,11 @@ type dropVariables struct {
 	AbiFlag        *ebpf.Variable `ebpf:"abi_flag"`
 	AbiHook        *ebpf.Variable `ebpf:"abi_hook"`
 	AbiLoss        *ebpf.Variable `ebpf:"abi_loss"`
+	AbiVerdict     *ebpf.Variable `ebpf:"abi_verdict"`
 	HasDropReason  *ebpf.Variable `ebpf:"has_drop_reason"`
 	IgnoredReasons *ebpf.Variable `ebpf:"ignored_reasons"`
+	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
+	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`
 }
 
 // dropPrograms contains all programs after they have been loaded into the kernel.

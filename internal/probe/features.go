@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 
 	"github.com/cilium/ebpf/btf"
 )
@@ -33,6 +34,18 @@ func tracepointArgs(kernel *btf.Spec, name string) (int, error) {
 	return len(proto.Params) - 1, nil
 }
 
+// reasonEnums are what this kernel calls its reasons; nil where it gives none.
+type reasonEnums struct {
+	drops, resets reasons
+}
+
+func readReasonEnums(kernel *btf.Spec) reasonEnums {
+	return reasonEnums{
+		drops:  readReasons(kernel, "skb_drop_reason", "SKB_DROP_REASON_", "SKB_"),
+		resets: readReasons(kernel, "sk_rst_reason", "SK_RST_REASON_"),
+	}
+}
+
 // reasons are the names of an enum of the running kernel, without their common prefix.
 type reasons map[int32]string
 
@@ -52,6 +65,16 @@ func readReasons(kernel *btf.Spec, enum string, prefixes ...string) reasons {
 		}
 	}
 	return names
+}
+
+// refusalReason is the drop reason that a kernel which gives none would give, from
+// the errno with which routing refused the packet. ip_rcv_finish_core
+// (net/ipv4/ip_input.c) knows reverse-path filtering by it.
+func refusalReason(errno syscall.Errno) string {
+	if errno == syscall.EXDEV {
+		return "IP_RPFILTER"
+	}
+	return ""
 }
 
 // harmlessReasons are drop reasons that are never a fault of the path: the

@@ -21,7 +21,7 @@ type hook struct {
 	reasonArg  int // index of the reason among the tracepoint's arguments, where kernels differ in having one; 0: none
 }
 
-// families is the attach table of the base tier: BTF tracepoints alone.
+// families is the attach table of the base tier: tracepoints alone.
 var families = []family{
 	{loadDrop, []hook{
 		{dropProgTraceDrop, "kfree_skb", "skb", trace.HookDrop, 2},
@@ -49,6 +49,3 @@ var families = []family{
 		{icmpProgTraceIcmpSent, "icmp_send", "icmp", trace.HookICMPSent, 0},
 	}},
 }
-
-// required are the hooks without which nothing can be explained.
-var required = map[trace.Hook]bool{trace.HookReceive: true, trace.HookTransmit: true, trace.HookDrop: true}

@@ -35,6 +35,18 @@ type icmpLastPacket struct {
 	Pad      [7]uint8
 }
 
+type icmpRefusedPacket struct {
+	_     structs.HostLayout
+	Skb   uint64
+	Error int32
+	Pad   [4]uint8
+}
+
+type icmpSymbolName struct {
+	_    structs.HostLayout
+	Name [64]int8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -42,7 +54,11 @@ const (
 	icmpMapEvents         = "events"
 	icmpMapLastPackets    = "last_packets"
 	icmpMapLosses         = "losses"
+	icmpMapRefusedPackets = "refused_packets"
+	icmpMapSymbols        = "symbols"
 	icmpProgTraceIcmpSent = "trace_icmp_sent"
+	icmpVarNamesSymbols   = "names_symbols"
+	icmpVarTypedArguments = "typed_arguments"
 )
 
 // loadIcmp returns the embedded CollectionSpec for icmp.
@@ -94,15 +110,19 @@ type icmpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type icmpMapSpecs struct {
-	Events      *ebpf.MapSpec `ebpf:"events"`
-	LastPackets *ebpf.MapSpec `ebpf:"last_packets"`
-	Losses      *ebpf.MapSpec `ebpf:"losses"`
+	Events         *ebpf.MapSpec `ebpf:"events"`
+	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
+	Losses         *ebpf.MapSpec `ebpf:"losses"`
+	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
+	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
 }
 
 // icmpVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type icmpVariableSpecs struct {
+	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
+	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
 }
 
 // icmpObjects contains all objects after they have been loaded into the kernel.
@@ -125,9 +145,11 @@ func (o *icmpObjects) Close() error {
 //
 // It can be passed to loadIcmpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type icmpMaps struct {
-	Events      *ebpf.Map `ebpf:"events"`
-	LastPackets *ebpf.Map `ebpf:"last_packets"`
-	Losses      *ebpf.Map `ebpf:"losses"`
+	Events         *ebpf.Map `ebpf:"events"`
+	LastPackets    *ebpf.Map `ebpf:"last_packets"`
+	Losses         *ebpf.Map `ebpf:"losses"`
+	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
+	Symbols        *ebpf.Map `ebpf:"symbols"`
 }
 
 func (m *icmpMaps) Close() error {
@@ -135,6 +157,8 @@ func (m *icmpMaps) Close() error {
 		m.Events,
 		m.LastPackets,
 		m.Losses,
+		m.RefusedPackets,
+		m.Symbols,
 	)
 }
 
@@ -142,6 +166,8 @@ func (m *icmpMaps) Close() error {
 //
 // It can be passed to loadIcmpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type icmpVariables struct {
+	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
+	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`
 }
 
 // icmpPrograms contains all programs after they have been loaded into the kernel.

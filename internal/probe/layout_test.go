@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -21,6 +22,7 @@ func TestLayoutOfTheABI(t *testing.T) {
 	for name, goType := range map[string]reflect.Type{
 		"event":           reflect.TypeFor[dropEvent](),
 		"event_conntrack": reflect.TypeFor[dropEventConntrack](),
+		"event_verdict":   reflect.TypeFor[dropEventVerdict](),
 		"conntrack":       reflect.TypeFor[dropConntrack](),
 		"tuple":           reflect.TypeFor[dropTuple](),
 	} {
@@ -68,7 +70,7 @@ func TestHooksOfTheABI(t *testing.T) {
 		dropHookHOOK_SOCKET_STATE: trace.HookSocketState, dropHookHOOK_RETRANSMIT: trace.HookRetransmit,
 		dropHookHOOK_RETRANSMIT_SYNACK: trace.HookRetransmitSYNACK, dropHookHOOK_RESET_SENT: trace.HookResetSent,
 		dropHookHOOK_RESET_RECEIVED: trace.HookResetReceived, dropHookHOOK_NEIGHBOR_FAILED: trace.HookNeighborFailed,
-		dropHookHOOK_ICMP_SENT: trace.HookICMPSent,
+		dropHookHOOK_ICMP_SENT: trace.HookICMPSent, dropHookHOOK_VERDICT: trace.HookVerdict,
 	} {
 		if int(abi) != int(hook) {
 			t.Errorf("hook %s is %d in C and %d in Go", hook, abi, hook)
@@ -106,6 +108,36 @@ func TestAttachTable(t *testing.T) {
 		}
 		for name := range left {
 			t.Errorf("program %s is not in the attach table", name)
+		}
+	}
+}
+
+// The objects of the plus tier, for each architecture that has one: the file says for which.
+func TestFunctionTable(t *testing.T) {
+	objects, err := filepath.Glob("verdict_*_bpfel.o")
+	if err != nil || len(objects) != 2 {
+		t.Fatalf("objects: %v, %v; want one for x86 and one for arm64", objects, err)
+	}
+	for _, object := range objects {
+		spec, err := ebpf.LoadCollectionSpec(object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		used := map[string]bool{verdictProgKprobeEnter: true, verdictProgKprobeLeave: true}
+		for _, f := range functions {
+			if p := spec.Programs[f.program]; p == nil || p.AttachType != ebpf.AttachTraceFExit {
+				t.Errorf("%s: function %s has no fexit program %s", object, f.name, f.program)
+			}
+			used[f.program] = true
+		}
+		for name := range spec.Programs {
+			if !used[name] {
+				t.Errorf("%s: program %s is not in the table", object, name)
+			}
+		}
+		counters := spec.Maps[verdictMapCalls]
+		if counters == nil || int(counters.MaxEntries) < len(functions) {
+			t.Errorf("%s: fewer call counters than functions", object)
 		}
 	}
 }

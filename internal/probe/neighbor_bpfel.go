@@ -35,6 +35,18 @@ type neighborLastPacket struct {
 	Pad      [7]uint8
 }
 
+type neighborRefusedPacket struct {
+	_     structs.HostLayout
+	Skb   uint64
+	Error int32
+	Pad   [4]uint8
+}
+
+type neighborSymbolName struct {
+	_    structs.HostLayout
+	Name [64]int8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -42,8 +54,12 @@ const (
 	neighborMapEvents               = "events"
 	neighborMapLastPackets          = "last_packets"
 	neighborMapLosses               = "losses"
+	neighborMapRefusedPackets       = "refused_packets"
+	neighborMapSymbols              = "symbols"
 	neighborProgTraceNeighborTimer  = "trace_neighbor_timer"
 	neighborProgTraceNeighborUpdate = "trace_neighbor_update"
+	neighborVarNamesSymbols         = "names_symbols"
+	neighborVarTypedArguments       = "typed_arguments"
 )
 
 // loadNeighbor returns the embedded CollectionSpec for neighbor.
@@ -96,15 +112,19 @@ type neighborProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type neighborMapSpecs struct {
-	Events      *ebpf.MapSpec `ebpf:"events"`
-	LastPackets *ebpf.MapSpec `ebpf:"last_packets"`
-	Losses      *ebpf.MapSpec `ebpf:"losses"`
+	Events         *ebpf.MapSpec `ebpf:"events"`
+	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
+	Losses         *ebpf.MapSpec `ebpf:"losses"`
+	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
+	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
 }
 
 // neighborVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type neighborVariableSpecs struct {
+	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
+	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
 }
 
 // neighborObjects contains all objects after they have been loaded into the kernel.
@@ -127,9 +147,11 @@ func (o *neighborObjects) Close() error {
 //
 // It can be passed to loadNeighborObjects or ebpf.CollectionSpec.LoadAndAssign.
 type neighborMaps struct {
-	Events      *ebpf.Map `ebpf:"events"`
-	LastPackets *ebpf.Map `ebpf:"last_packets"`
-	Losses      *ebpf.Map `ebpf:"losses"`
+	Events         *ebpf.Map `ebpf:"events"`
+	LastPackets    *ebpf.Map `ebpf:"last_packets"`
+	Losses         *ebpf.Map `ebpf:"losses"`
+	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
+	Symbols        *ebpf.Map `ebpf:"symbols"`
 }
 
 func (m *neighborMaps) Close() error {
@@ -137,6 +159,8 @@ func (m *neighborMaps) Close() error {
 		m.Events,
 		m.LastPackets,
 		m.Losses,
+		m.RefusedPackets,
+		m.Symbols,
 	)
 }
 
@@ -144,6 +168,8 @@ func (m *neighborMaps) Close() error {
 //
 // It can be passed to loadNeighborObjects or ebpf.CollectionSpec.LoadAndAssign.
 type neighborVariables struct {
+	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
+	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`
 }
 
 // neighborPrograms contains all programs after they have been loaded into the kernel.

@@ -35,6 +35,18 @@ type packetLastPacket struct {
 	Pad      [7]uint8
 }
 
+type packetRefusedPacket struct {
+	_     structs.HostLayout
+	Skb   uint64
+	Error int32
+	Pad   [4]uint8
+}
+
+type packetSymbolName struct {
+	_    structs.HostLayout
+	Name [64]int8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -42,8 +54,12 @@ const (
 	packetMapEvents         = "events"
 	packetMapLastPackets    = "last_packets"
 	packetMapLosses         = "losses"
+	packetMapRefusedPackets = "refused_packets"
+	packetMapSymbols        = "symbols"
 	packetProgTraceReceive  = "trace_receive"
 	packetProgTraceTransmit = "trace_transmit"
+	packetVarNamesSymbols   = "names_symbols"
+	packetVarTypedArguments = "typed_arguments"
 )
 
 // loadPacket returns the embedded CollectionSpec for packet.
@@ -96,15 +112,19 @@ type packetProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetMapSpecs struct {
-	Events      *ebpf.MapSpec `ebpf:"events"`
-	LastPackets *ebpf.MapSpec `ebpf:"last_packets"`
-	Losses      *ebpf.MapSpec `ebpf:"losses"`
+	Events         *ebpf.MapSpec `ebpf:"events"`
+	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
+	Losses         *ebpf.MapSpec `ebpf:"losses"`
+	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
+	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
 }
 
 // packetVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetVariableSpecs struct {
+	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
+	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
 }
 
 // packetObjects contains all objects after they have been loaded into the kernel.
@@ -127,9 +147,11 @@ func (o *packetObjects) Close() error {
 //
 // It can be passed to loadPacketObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetMaps struct {
-	Events      *ebpf.Map `ebpf:"events"`
-	LastPackets *ebpf.Map `ebpf:"last_packets"`
-	Losses      *ebpf.Map `ebpf:"losses"`
+	Events         *ebpf.Map `ebpf:"events"`
+	LastPackets    *ebpf.Map `ebpf:"last_packets"`
+	Losses         *ebpf.Map `ebpf:"losses"`
+	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
+	Symbols        *ebpf.Map `ebpf:"symbols"`
 }
 
 func (m *packetMaps) Close() error {
@@ -137,6 +159,8 @@ func (m *packetMaps) Close() error {
 		m.Events,
 		m.LastPackets,
 		m.Losses,
+		m.RefusedPackets,
+		m.Symbols,
 	)
 }
 
@@ -144,6 +168,8 @@ func (m *packetMaps) Close() error {
 //
 // It can be passed to loadPacketObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetVariables struct {
+	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
+	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`
 }
 
 // packetPrograms contains all programs after they have been loaded into the kernel.

@@ -27,8 +27,33 @@ func openProbe(t *testing.T) *Probe {
 func TestOpenAttachesAllHooks(t *testing.T) {
 	p := openProbe(t)
 	for _, h := range p.Status() {
-		if h.State == Refused {
+		switch {
+		case h.State == Refused && !h.Optional:
 			t.Errorf("%s: %s %s", h.Name, h.State, h.Reason)
+		case h.State != Attached && h.Reason == "":
+			t.Errorf("%s: %s, and nobody knows why", h.Name, h.State)
+		case h.State == Attached && h.Means == "":
+			t.Errorf("%s: attached, and nobody knows how", h.Name)
+		}
+	}
+}
+
+// What the base tier asks for leaves the functions alone.
+func TestBaseTier(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	p, err := Open(Config{RingBytes: 1 << 20, Tier: TierBase})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if p.Tier() != TierBase {
+		t.Errorf("tier %s", p.Tier())
+	}
+	for _, h := range p.Status() {
+		if h.Optional {
+			t.Errorf("%s: %s", h.Name, h.State)
 		}
 	}
 }

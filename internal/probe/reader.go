@@ -56,6 +56,9 @@ func (p *Probe) decodeInto(raw []byte, ev *trace.Event, handle func(*trace.Event
 		return
 	}
 	p.events.Add(1)
+	if ev.Hook == trace.HookDrop && ev.Reason == "" && ev.Symbol == "" {
+		p.unlocated.Add(1)
+	}
 	if int(ev.Hook) < len(p.byHook) {
 		p.byHook[ev.Hook].Add(1)
 	}
@@ -69,6 +72,7 @@ func (p *Probe) Flush() error { return p.reader.Flush() }
 type counters struct {
 	events    atomic.Uint64
 	undecoded atomic.Uint64
+	unlocated atomic.Uint64
 	byHook    [trace.HookCount]atomic.Uint64
 }
 
@@ -95,9 +99,13 @@ var LossCauses = [...]string{
 // LossUndecoded is the cause of records that user space could not decode.
 const LossUndecoded = "record_not_decoded"
 
+// LossUnlocated is the cause of drops of which nothing can be told: the kernel gives
+// no drop reasons, and hides what its functions are called (kernel.kptr_restrict).
+const LossUnlocated = "drop_not_located"
+
 // Losses returns how many events were lost so far, by cause.
 func (p *Probe) Losses() (map[string]uint64, error) {
-	losses := map[string]uint64{LossUndecoded: p.undecoded.Load()}
+	losses := map[string]uint64{LossUndecoded: p.undecoded.Load(), LossUnlocated: p.unlocated.Load()}
 	for i, cause := range LossCauses {
 		var perCPU []uint64
 		if err := p.maps[dropMapLosses].Lookup(uint32(i), &perCPU); err != nil {

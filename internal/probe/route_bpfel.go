@@ -35,6 +35,18 @@ type routeLastPacket struct {
 	Pad      [7]uint8
 }
 
+type routeRefusedPacket struct {
+	_     structs.HostLayout
+	Skb   uint64
+	Error int32
+	Pad   [4]uint8
+}
+
+type routeSymbolName struct {
+	_    structs.HostLayout
+	Name [64]int8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -42,8 +54,12 @@ const (
 	routeMapEvents           = "events"
 	routeMapLastPackets      = "last_packets"
 	routeMapLosses           = "losses"
+	routeMapRefusedPackets   = "refused_packets"
+	routeMapSymbols          = "symbols"
 	routeProgTraceRouteMiss4 = "trace_route_miss4"
 	routeProgTraceRouteMiss6 = "trace_route_miss6"
+	routeVarNamesSymbols     = "names_symbols"
+	routeVarTypedArguments   = "typed_arguments"
 )
 
 // loadRoute returns the embedded CollectionSpec for route.
@@ -96,15 +112,19 @@ type routeProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type routeMapSpecs struct {
-	Events      *ebpf.MapSpec `ebpf:"events"`
-	LastPackets *ebpf.MapSpec `ebpf:"last_packets"`
-	Losses      *ebpf.MapSpec `ebpf:"losses"`
+	Events         *ebpf.MapSpec `ebpf:"events"`
+	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
+	Losses         *ebpf.MapSpec `ebpf:"losses"`
+	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
+	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
 }
 
 // routeVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type routeVariableSpecs struct {
+	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
+	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
 }
 
 // routeObjects contains all objects after they have been loaded into the kernel.
@@ -127,9 +147,11 @@ func (o *routeObjects) Close() error {
 //
 // It can be passed to loadRouteObjects or ebpf.CollectionSpec.LoadAndAssign.
 type routeMaps struct {
-	Events      *ebpf.Map `ebpf:"events"`
-	LastPackets *ebpf.Map `ebpf:"last_packets"`
-	Losses      *ebpf.Map `ebpf:"losses"`
+	Events         *ebpf.Map `ebpf:"events"`
+	LastPackets    *ebpf.Map `ebpf:"last_packets"`
+	Losses         *ebpf.Map `ebpf:"losses"`
+	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
+	Symbols        *ebpf.Map `ebpf:"symbols"`
 }
 
 func (m *routeMaps) Close() error {
@@ -137,6 +159,8 @@ func (m *routeMaps) Close() error {
 		m.Events,
 		m.LastPackets,
 		m.Losses,
+		m.RefusedPackets,
+		m.Symbols,
 	)
 }
 
@@ -144,6 +168,8 @@ func (m *routeMaps) Close() error {
 //
 // It can be passed to loadRouteObjects or ebpf.CollectionSpec.LoadAndAssign.
 type routeVariables struct {
+	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
+	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`
 }
 
 // routePrograms contains all programs after they have been loaded into the kernel.

@@ -8,21 +8,95 @@ import (
 	"os"
 	"sort"
 	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
 )
 
 // symbolsPath lists kernel symbols; addresses read as zero without CAP_SYSLOG
 // or with kernel.kptr_restrict=2.
 const symbolsPath = "/proc/kallsyms"
 
-// Symbols names kernel functions by address.
-type Symbols struct {
+// reloadInterval is how long a symbol table serves: modules may have come since.
+const reloadInterval = 30 * time.Second
+
+// symbols names kernel functions by address: as the kernel named them when it told
+// the address, which knows modules and hides nothing; on kernels that cannot
+// (before 5.13), by /proc/kallsyms, which is read when it is first needed.
+type symbols struct {
+	named *ebpf.Map // the map "symbols" of bpf/maps.h
+	names map[uint64]string
+	table *symbolTable
+	read  time.Time
+}
+
+func newSymbols(named *ebpf.Map) *symbols {
+	return &symbols{named: named, names: make(map[uint64]string)}
+}
+
+// name returns the function that holds the address, or "".
+func (s *symbols) name(addr uint64) string {
+	if name, ok := s.names[addr]; ok {
+		return name
+	}
+	if len(s.names) >= maxCached {
+		clear(s.names)
+	}
+	name := s.nameByKernel(addr)
+	if name == "" {
+		name = s.nameByTable(addr)
+	}
+	if name != "" {
+		s.names[addr] = name
+	}
+	return name
+}
+
+// nameByKernel reads what bpf_snprintf's %ps wrote: "nft_do_chain [nf_tables]", or
+// a number when there is no such function.
+func (s *symbols) nameByKernel(addr uint64) string {
+	var written dropSymbolName
+	if s.named == nil || s.named.Lookup(addr, &written) != nil {
+		return ""
+	}
+	name, _, _ := strings.Cut(text(&written.Name), " ")
+	if strings.HasPrefix(name, "0x") {
+		return ""
+	}
+	return name
+}
+
+func (s *symbols) nameByTable(addr uint64) string {
+	if time.Since(s.read) > reloadInterval {
+		s.readTable()
+	}
+	if s.table == nil {
+		return ""
+	}
+	return s.table.name(addr)
+}
+
+// readTable reads /proc/kallsyms, and reports whether it has addresses.
+func (s *symbols) readTable() bool {
+	s.read = time.Now()
+	table, err := readSymbols()
+	if err != nil || len(table.addrs) == 0 {
+		return false
+	}
+	s.table = table
+	return true
+}
+
+// symbolTable is what /proc/kallsyms lists.
+type symbolTable struct {
 	addrs []uint64 // ascending
 	ends  []uint32 // end of each name in names
 	names []byte
 }
 
-// ReadSymbols reads the text symbols of /proc/kallsyms.
-func ReadSymbols() (*Symbols, error) {
+// readSymbols reads the text symbols of /proc/kallsyms.
+func readSymbols() (*symbolTable, error) {
 	f, err := os.Open(symbolsPath)
 	if err != nil {
 		return nil, err
@@ -33,7 +107,7 @@ func ReadSymbols() (*Symbols, error) {
 
 // parseSymbols reads lines "ffffffff81000000 T _text [module]". Lines that are
 // not of this form are passed over.
-func parseSymbols(r io.Reader) (*Symbols, error) {
+func parseSymbols(r io.Reader) (*symbolTable, error) {
 	type symbol struct {
 		addr uint64
 		name string
@@ -60,7 +134,7 @@ func parseSymbols(r io.Reader) (*Symbols, error) {
 		return nil, fmt.Errorf("read kernel symbols: %w", err)
 	}
 	sort.SliceStable(all, func(i, j int) bool { return all[i].addr < all[j].addr })
-	s := &Symbols{}
+	s := &symbolTable{}
 	for _, sym := range all {
 		if n := len(s.addrs); n > 0 && s.addrs[n-1] == sym.addr {
 			continue // an alias
@@ -72,11 +146,8 @@ func parseSymbols(r io.Reader) (*Symbols, error) {
 	return s, nil
 }
 
-// Len returns the number of symbols; 0 means that the kernel hides its addresses.
-func (s *Symbols) Len() int { return len(s.addrs) }
-
-// Name returns the function that holds the address, or "".
-func (s *Symbols) Name(addr uint64) string {
+// name returns the function that holds the address, or "".
+func (s *symbolTable) name(addr uint64) string {
 	i := sort.Search(len(s.addrs), func(i int) bool { return s.addrs[i] > addr }) - 1
 	if i < 0 {
 		return ""

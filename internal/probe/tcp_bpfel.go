@@ -35,6 +35,18 @@ type tcpLastPacket struct {
 	Pad      [7]uint8
 }
 
+type tcpRefusedPacket struct {
+	_     structs.HostLayout
+	Skb   uint64
+	Error int32
+	Pad   [4]uint8
+}
+
+type tcpSymbolName struct {
+	_    structs.HostLayout
+	Name [64]int8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -42,12 +54,16 @@ const (
 	tcpMapEvents                 = "events"
 	tcpMapLastPackets            = "last_packets"
 	tcpMapLosses                 = "losses"
+	tcpMapRefusedPackets         = "refused_packets"
+	tcpMapSymbols                = "symbols"
 	tcpProgTraceResetReceived    = "trace_reset_received"
 	tcpProgTraceResetSent        = "trace_reset_sent"
 	tcpProgTraceRetransmit       = "trace_retransmit"
 	tcpProgTraceRetransmitSynack = "trace_retransmit_synack"
 	tcpProgTraceSocketState      = "trace_socket_state"
 	tcpVarHasResetReason         = "has_reset_reason"
+	tcpVarNamesSymbols           = "names_symbols"
+	tcpVarTypedArguments         = "typed_arguments"
 )
 
 // loadTcp returns the embedded CollectionSpec for tcp.
@@ -103,9 +119,11 @@ type tcpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcpMapSpecs struct {
-	Events      *ebpf.MapSpec `ebpf:"events"`
-	LastPackets *ebpf.MapSpec `ebpf:"last_packets"`
-	Losses      *ebpf.MapSpec `ebpf:"losses"`
+	Events         *ebpf.MapSpec `ebpf:"events"`
+	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
+	Losses         *ebpf.MapSpec `ebpf:"losses"`
+	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
+	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
 }
 
 // tcpVariableSpecs contains global variables before they are loaded into the kernel.
@@ -113,6 +131,8 @@ type tcpMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcpVariableSpecs struct {
 	HasResetReason *ebpf.VariableSpec `ebpf:"has_reset_reason"`
+	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
+	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
 }
 
 // tcpObjects contains all objects after they have been loaded into the kernel.
@@ -135,9 +155,11 @@ func (o *tcpObjects) Close() error {
 //
 // It can be passed to loadTcpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcpMaps struct {
-	Events      *ebpf.Map `ebpf:"events"`
-	LastPackets *ebpf.Map `ebpf:"last_packets"`
-	Losses      *ebpf.Map `ebpf:"losses"`
+	Events         *ebpf.Map `ebpf:"events"`
+	LastPackets    *ebpf.Map `ebpf:"last_packets"`
+	Losses         *ebpf.Map `ebpf:"losses"`
+	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
+	Symbols        *ebpf.Map `ebpf:"symbols"`
 }
 
 func (m *tcpMaps) Close() error {
@@ -145,6 +167,8 @@ func (m *tcpMaps) Close() error {
 		m.Events,
 		m.LastPackets,
 		m.Losses,
+		m.RefusedPackets,
+		m.Symbols,
 	)
 }
 
@@ -153,6 +177,8 @@ func (m *tcpMaps) Close() error {
 // It can be passed to loadTcpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcpVariables struct {
 	HasResetReason *ebpf.Variable `ebpf:"has_reset_reason"`
+	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
+	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`
 }
 
 // tcpPrograms contains all programs after they have been loaded into the kernel.

@@ -75,26 +75,28 @@ func lostTold(losses []*tracev1.Loss) []word {
 	return words(yellow, strings.Join(told, ", "))
 }
 
-// hooks writes the table: name, state and, where a hook is not attached, why.
+// hooks writes the table: name, state, how it is attached and, where a hook is not, why.
 func (t Text) hooks(b *strings.Builder, hooks []*tracev1.HookStatus) {
 	if len(hooks) == 0 {
 		return
 	}
-	name, state := len("HOOK"), len("STATE")
+	name, state, by := len("HOOK"), len("STATE"), len("BY")
 	for _, h := range hooks {
 		name = max(name, columns(Escape(h.GetName())))
 		state = max(state, columns(Escape(h.GetState())))
+		by = max(by, columns(Escape(h.GetMeans())))
 	}
-	b.WriteString("\n" + t.paint(dim, fmt.Sprintf("%-*s  %-*s  REASON", name, "HOOK", state, "STATE")) + "\n")
+	indent := name + state + by + 6
+	b.WriteString("\n" + t.paint(dim, fmt.Sprintf("%-*s  %-*s  %-*s  REASON", name, "HOOK", state, "STATE", by, "BY")) + "\n")
 	for _, h := range hooks {
-		b.WriteString(pad(Escape(h.GetName()), name) + "  ")
+		b.WriteString(pad(Escape(h.GetName()), name) + "  " + t.paint(stateStyle(h), Escape(h.GetState())))
+		rest := strings.Repeat(" ", state-columns(Escape(h.GetState()))+2) + pad(Escape(h.GetMeans()), by) + "  "
 		if h.GetReason() == "" {
-			b.WriteString(t.paint(stateStyle(h), Escape(h.GetState())) + "\n")
+			b.WriteString(strings.TrimRight(rest, " ") + "\n")
 			continue
 		}
-		b.WriteString(t.paint(stateStyle(h), Escape(h.GetState())))
-		b.WriteString(strings.Repeat(" ", state-columns(Escape(h.GetState()))+2))
-		t.wrap(b, name+state+4, strings.Repeat(" ", name+state+4), words(plain, h.GetReason()))
+		b.WriteString(rest)
+		t.wrap(b, indent, strings.Repeat(" ", indent), words(plain, h.GetReason()))
 	}
 }
 

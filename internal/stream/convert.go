@@ -89,7 +89,7 @@ func protoNode(s Status) *tracev1.Node {
 		Events: s.Events, Started: timestamp(s.Started), LivePaths: saturate(uint64(max(s.Live, 0))),
 	}
 	for _, h := range s.Hooks {
-		node.Hooks = append(node.Hooks, &tracev1.HookStatus{Name: text(h.Name), State: text(h.State), Reason: text(h.Reason)})
+		node.Hooks = append(node.Hooks, &tracev1.HookStatus{Name: text(h.Name), State: text(h.State), Reason: text(h.Reason), Means: text(h.Means)})
 	}
 	return node
 }

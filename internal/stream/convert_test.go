@@ -88,7 +88,7 @@ func TestProtoHostile(t *testing.T) {
 	if got := ProtoFinding(&f).GetSummary(); got != "a\uFFFDb\x1b" {
 		t.Errorf("summary %q", got) // escaping is for whoever renders it
 	}
-	node := protoNode(Status{Node: bad, Version: bad, Kernel: bad, Tier: bad, Hooks: []HookStatus{{bad, bad, bad}}})
+	node := protoNode(Status{Node: bad, Version: bad, Kernel: bad, Tier: bad, Hooks: []HookStatus{{bad, bad, bad, bad}}})
 	node.Losses = protoLosses([]Loss{{bad, 1 << 40}})
 	if _, err := proto.Marshal(node); err != nil {
 		t.Error(err)

@@ -43,6 +43,7 @@ type Status struct {
 // HookStatus says whether a hook is attached.
 type HookStatus struct {
 	Name   string
-	State  string // "attached", "refused" or "absent"
+	State  string // "attached", "refused", "absent" or "paused"
 	Reason string // why it is not attached
+	Means  string // how it is attached: "tp_btf", "raw_tp", "fexit" or "kprobe"
 }

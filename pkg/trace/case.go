@@ -44,5 +44,7 @@ type Case struct {
 	Miss Event
 	// Rejected: an ICMP error or a reset was sent for this very packet.
 	Rejected bool
-	Place    Place // the namespace
+	// Verdict is what netfilter itself said of the packet that it dropped, where the kernel lets it be asked.
+	Verdict Verdict
+	Place   Place // the namespace
 }

@@ -14,7 +14,7 @@ type Netns uint32
 // ABI of bpf/event.h.
 type Hook uint16
 
-// The hooks. Each is one BTF tracepoint.
+// The hooks. Each is one tracepoint, but for the last: kernel functions that judge packets.
 const (
 	HookUnknown          Hook = iota
 	HookDrop                  // skb:kfree_skb
@@ -29,16 +29,17 @@ const (
 	HookResetReceived         // tcp:tcp_receive_reset
 	HookNeighborFailed        // neigh:neigh_timer_handler, neigh:neigh_update
 	HookICMPSent              // icmp:icmp_send
+	HookVerdict               // a function of netfilter dropped the packet: nf_hook_slow, nft_do_chain, …
 	HookCount                 // how many there are
 )
 
 var hookNames = [HookCount]string{
 	"unknown", "kfree_skb", "netif_receive_skb", "net_dev_queue", "fib_table_lookup", "fib6_table_lookup",
 	"inet_sock_set_state", "tcp_retransmit_skb", "tcp_retransmit_synack", "tcp_send_reset", "tcp_receive_reset",
-	"neigh_timer_handler", "icmp_send",
+	"neigh_timer_handler", "icmp_send", "netfilter_verdict",
 }
 
-// String returns the tracepoint's name.
+// String returns the tracepoint's name, or for verdicts "netfilter_verdict".
 func (h Hook) String() string {
 	if h >= HookCount {
 		return "unknown"
@@ -106,4 +107,30 @@ type Event struct {
 	NextHop netip.Addr // neighbour: the address that did not answer
 
 	ICMPType, ICMPCode uint8 // ICMP error sent; Tuple is the packet that it complains about
+
+	Verdict Verdict // of netfilter; there is no tuple then, SKB tells which packet
 }
+
+// Verdict is what the kernel itself said when netfilter dropped a packet: not
+// inferred from rules. The zero value means that it was not asked, or not allowed to tell.
+type Verdict struct {
+	By     VerdictBy
+	Hook   NetfilterHook
+	Family string // of the hook: "ip", "ip6", "inet", "netdev", "bridge", "arp"
+	Table  string // ByChain, ByTable
+	Chain  string // ByChain: the base chain
+}
+
+// Known reports whether there is one.
+func (v Verdict) Known() bool { return v.By != 0 }
+
+// VerdictBy is the kind of function that gave a verdict.
+type VerdictBy uint8
+
+// The kinds, from the least exact to the most exact.
+const (
+	ByHook      VerdictBy = iota + 1 // some function at the hook: nf_hook_slow
+	ByConntrack                      // connection tracking: nf_conntrack_in
+	ByTable                          // a table of iptables-legacy: ipt_do_table
+	ByChain                          // a base chain of nftables: nft_do_chain
+)

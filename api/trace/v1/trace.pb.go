@@ -1482,10 +1482,12 @@ func (x *Node) GetKeptFindings() uint32 {
 type HookStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// attached, refused or absent.
+	// attached, refused, absent, or paused: called too often to be followed cheaply.
 	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
 	// Why it is not attached.
-	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// How it is attached: tp_btf, raw_tp, fexit or kprobe.
+	Means         string `protobuf:"bytes,4,opt,name=means,proto3" json:"means,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1537,6 +1539,13 @@ func (x *HookStatus) GetState() string {
 func (x *HookStatus) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *HookStatus) GetMeans() string {
+	if x != nil {
+		return x.Means
 	}
 	return ""
 }
@@ -1665,12 +1674,13 @@ const file_trace_proto_rawDesc = "" +
 	"\n" +
 	"kept_paths\x18\n" +
 	" \x01(\rR\tkeptPaths\x12#\n" +
-	"\rkept_findings\x18\v \x01(\rR\fkeptFindings\"N\n" +
+	"\rkept_findings\x18\v \x01(\rR\fkeptFindings\"d\n" +
 	"\n" +
 	"HookStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason*>\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05means\x18\x04 \x01(\tR\x05means*>\n" +
 	"\tDirection\x12\x19\n" +
 	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aREQUEST\x10\x01\x12\t\n" +

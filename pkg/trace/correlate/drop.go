@@ -12,7 +12,7 @@ const dataDrops = 3
 
 // addDrop opens a case when the dropped packet mattered.
 func (t *Table) addDrop(ev *trace.Event) {
-	if ev.Inner || ev.OtherHost && ev.Reason != bridgeDrop {
+	if ev.Inner || ev.OtherHost && !isBridgeDrop(ev) {
 		return
 	}
 	if t.isRefusal(ev) {
@@ -20,6 +20,7 @@ func (t *Table) addDrop(ev *trace.Event) {
 		return
 	}
 	if isOwnBusiness(ev) {
+		t.keepUntaken(ev)
 		return
 	}
 	if ev.Flags.IsSYN() || ev.Flags.IsSYNACK() {
@@ -29,9 +30,19 @@ func (t *Table) addDrop(ev *trace.Event) {
 	t.addDataDrop(ev)
 }
 
-// bridgeDrop is the one reason for which a packet to another MAC is dropped on
-// its way: a bridge's own filter. All others drop what was flooded here.
-const bridgeDrop = "NETFILTER_DROP"
+// isBridgeDrop reports the one drop of a packet to another MAC that is on its
+// way: by a bridge's own filter. All others drop what was flooded here. Where
+// the kernel gives no reason (before 5.17; early in the bridge also later), the function tells.
+func isBridgeDrop(ev *trace.Event) bool {
+	switch ev.Reason {
+	case "NETFILTER_DROP":
+		return true
+	case "", "NOT_SPECIFIED":
+		return strings.HasPrefix(ev.Symbol, "nf_hook_slow") || strings.HasPrefix(ev.Symbol, "nft_do_chain") ||
+			strings.HasPrefix(ev.Symbol, "br_handle_frame") || strings.HasPrefix(ev.Symbol, "br_nf_")
+	}
+	return false
+}
 
 // addDataDrop follows drops after the handshake. A socket that cannot send says
 // so once; on the way it takes some drops to be sure that they matter.

@@ -3,6 +3,7 @@ package correlate
 import (
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/replypath/replypath/pkg/trace"
 )
@@ -10,6 +11,10 @@ import (
 // Add takes in one event. Events come in the order of their time.
 func (t *Table) Add(ev *trace.Event) {
 	t.Advance(ev.Time)
+	if ev.Hook == trace.HookVerdict {
+		t.verdicts.add(ev)
+		return
+	}
 	if ev.Tuple.Protocol != trace.TCP || !ev.Tuple.IsValid() || ev.Fragment || ev.Short && !ev.Inner || isGroup(ev.Tuple.Dst.Addr()) {
 		return
 	}
@@ -181,8 +186,8 @@ func (t *Table) addReset(ev *trace.Event) {
 	}
 	if ev.Hook == trace.HookTransmit {
 		p.settle(ev.Netns)
-		if ev.InIndex == 0 {
-			p.rejection = rejection{ev.Netns, ev.Time}
+		if ev.InIndex == 0 && p.reject(ev) {
+			t.refuseUntaken(p, ev)
 		}
 	}
 	p.reset = true
@@ -232,18 +237,51 @@ func (t *Table) isRefusal(ev *trace.Event) bool {
 		return false
 	case ev.Reason != "":
 		return ev.Reason == noSocket
-	case !strings.HasPrefix(ev.Symbol, "tcp_v4_rcv") && !strings.HasPrefix(ev.Symbol, "tcp_v6_rcv"):
+	case !isTCPReceive(ev):
 		return false
 	}
 	p := t.findSeq(ev.Seq, trace.Request, ev.Tuple, ev)
 	return p != nil && p.rejection.netns == ev.Netns && ev.Time.Sub(p.rejection.at) < rejectionAge
 }
 
+// isTCPReceive reports a drop by the function that looks for a packet's socket.
+func isTCPReceive(ev *trace.Event) bool {
+	return strings.HasPrefix(ev.Symbol, "tcp_v4_rcv") || strings.HasPrefix(ev.Symbol, "tcp_v6_rcv")
+}
+
+// keepUntaken remembers a SYN that was dropped without a reason where sockets
+// are looked for: a duplicate, or refused by a reset that waits for its next hop's MAC.
+func (t *Table) keepUntaken(ev *trace.Event) {
+	if !ev.Flags.IsSYN() || ev.Reason != "" || !isTCPReceive(ev) {
+		return
+	}
+	if p := t.findSeq(ev.Seq, trace.Request, ev.Tuple, ev); p != nil && p.replied.IsZero() {
+		untaken := *ev
+		p.untaken = &untaken
+	}
+}
+
+// refuseUntaken opens the case of a SYN that was dropped before the reset ev which refuses it left.
+func (t *Table) refuseUntaken(p *path, ev *trace.Event) {
+	u := p.untaken
+	p.untaken = nil
+	answers := ev.Flags.Has(trace.RST|trace.ACK) && ev.Ack == p.seq+1
+	if u != nil && answers && u.Netns == ev.Netns && p.replied.IsZero() && ev.Time.Sub(u.Time) < neighborAge {
+		t.refuse(u)
+	}
+}
+
+// neighborAge is how long a packet may wait for its next hop's MAC: mcast_solicit
+// times retrans_time_ms of net/core/neighbour.c, and some.
+const neighborAge = 4 * time.Second
+
 // addICMPError notes that a host answered a packet of the path with an ICMP
-// error: sent here (the hook icmp_send, or an ICMPv6 error that leaves where it was made).
+// error: sent here (the hook icmp_send; for IPv6, and on kernels which
+// do not have that, an error that leaves where it was made).
 func (t *Table) addICMPError(ev *trace.Event) {
+	t.tellsICMP = t.tellsICMP || ev.Hook == trace.HookICMPSent
 	made := ev.Hook == trace.HookICMPSent || ev.Hook == trace.HookTransmit && ev.InIndex == 0
-	if !made {
+	if told := t.tellsICMP && ev.Hook == trace.HookTransmit && !ev.Tuple.Is6(); !made || told {
 		return
 	}
 	p, d := t.handshake(ev)
@@ -252,10 +290,9 @@ func (t *Table) addICMPError(ev *trace.Event) {
 			return
 		}
 	}
-	if ev.Hook == trace.HookTransmit && !ev.Tuple.Is6() {
-		return // icmp_send told it already
+	if !p.reject(ev) {
+		return // sent on for a namespace above
 	}
-	p.rejection = rejection{ev.Netns, ev.Time}
 	if isTimeExceeded(ev) {
 		t.open(p, trace.SymptomLoop, d, ev)
 	}

@@ -37,7 +37,8 @@ type path struct {
 	miss           *trace.Event // failed route lookup seen last
 	replied        time.Time    // when a SYN-ACK, or a socket that it established, was seen last
 	rejection      rejection
-	refused        uint64 // packet that was refused last
+	untaken        *trace.Event // SYN dropped where sockets are looked for, without a reason
+	refused        uint64       // packet that was refused last
 	refusedAt      time.Time
 	element        *list.Element // in Table.recent
 }
@@ -45,7 +46,18 @@ type path struct {
 // rejection is an ICMP error or reset that a namespace made because of a packet of the path.
 type rejection struct {
 	netns trace.Netns
+	skb   uint64
 	at    time.Time
+}
+
+// reject notes the namespace that made an ICMP error or reset. False: it was
+// made above, and only leaves by this one's device (that of a macvlan or ipvlan).
+func (p *path) reject(ev *trace.Event) bool {
+	if r := &p.rejection; r.skb != 0 && r.skb == ev.SKB && r.netns != ev.Netns && ev.Time.Sub(r.at) < packetAge {
+		return false
+	}
+	p.rejection = rejection{ev.Netns, ev.SKB, ev.Time}
+	return true
 }
 
 // hop is a namespace that packets of one direction passed.

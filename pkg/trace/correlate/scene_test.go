@@ -96,6 +96,12 @@ func (p packet) drop(ns trace.Netns, in uint32, reason, symbol string) packet {
 	return p
 }
 
+// verdict is what a function of netfilter says of the packet.
+func (p packet) verdict(ns trace.Netns, v trace.Verdict) packet {
+	p.add(trace.Event{Hook: trace.HookVerdict, Netns: ns, SKB: p.ev.SKB, Verdict: v})
+	return p
+}
+
 func (s *scene) wait(d time.Duration) {
 	s.now = s.now.Add(d)
 	s.table.Advance(s.now)
@@ -104,7 +110,7 @@ func (s *scene) wait(d time.Duration) {
 // cases takes the open cases and checks how many there are.
 func (s *scene) cases(want int) []trace.Case {
 	s.t.Helper()
-	cases := s.table.Cases()
+	cases := append(s.table.Cases(), s.table.verdicts.flush()...)
 	if len(cases) != want {
 		for _, c := range cases {
 			s.t.Logf("case: %s %s in %d, %s", c.Symptom, c.Direction, c.Place.Netns, c.Event.Tuple)

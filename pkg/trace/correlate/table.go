@@ -62,10 +62,13 @@ type Table struct {
 	waits    []waiting
 	closings []closing
 	connects connects
+	verdicts verdicts
 	advanced time.Time
 	cases    []trace.Case
 	done     []trace.Path
 	evicted  uint64
+	// tellsICMP: this kernel has the hook icmp_send, so IPv4's errors need not be seen as packets.
+	tellsICMP bool
 }
 
 // New returns an empty table.
@@ -99,8 +102,10 @@ func (t *Table) Done() []trace.Path {
 	return done
 }
 
-// Flush hands out all live paths that changed since they were last handed out.
+// Flush hands out all live paths that changed since they were last handed out,
+// and the cases that wait for what else may be told of them.
 func (t *Table) Flush() {
+	t.cases = append(t.cases, t.verdicts.flush()...)
 	for e := t.recent.Back(); e != nil; e = e.Prev() {
 		t.handOut(e.Value.(*path))
 	}
@@ -111,6 +116,7 @@ const advanceStep = 20 * time.Millisecond
 
 // Advance lets time pass: requests that waited too long open cases, paths grow old.
 func (t *Table) Advance(now time.Time) {
+	t.cases = append(t.cases, t.verdicts.release(now)...)
 	if now.Sub(t.advanced) < advanceStep {
 		return
 	}
@@ -165,6 +171,10 @@ func (t *Table) open(p *path, s trace.Symptom, d trace.Direction, ev *trace.Even
 		c.Rejected = true
 	}
 	p.changed = true
+	if mayBeNetfilter(ev) && s == trace.SymptomDrop {
+		t.verdicts.hold(c)
+		return
+	}
 	t.cases = append(t.cases, c)
 }
 

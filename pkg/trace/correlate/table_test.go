@@ -227,6 +227,52 @@ func TestRefusedOnOlderKernels(t *testing.T) {
 	s.cases(0) // a duplicate: no reset left
 }
 
+// Where the reset must wait for its next hop's MAC, it leaves after the drop.
+func TestRefusedByALateReset(t *testing.T) {
+	reset := func(s *scene) packet { return s.send(vip.Reverse(), trace.RST|trace.ACK, 0, 10) }
+	tests := map[string]struct {
+		play func(*scene)
+		want int
+	}{
+		"late": {func(s *scene) { s.wait(time.Second); reset(s).tx(backend, 0, 2).rx(client, 2) }, 1},
+		"late, by a device of a namespace below": {func(s *scene) {
+			reset(s).tx(backend, 0, 2).tx(router, 0, 3).rx(client, 2)
+		}, 1},
+		"of somebody else":    {func(s *scene) { reset(s).tx(router, 0, 2) }, 0},
+		"only passing":        {func(s *scene) { reset(s).tx(backend, 3, 2) }, 0},
+		"of another exchange": {func(s *scene) { s.send(vip.Reverse(), trace.RST, 4711, 4712).tx(backend, 0, 2) }, 0},
+		"of a socket that answered": {func(s *scene) {
+			s.synack(vip.Reverse(), 9).tx(backend, 0, 2)
+			reset(s).tx(backend, 0, 2)
+		}, 0},
+		"much too late": {func(s *scene) { s.wait(10 * time.Second); reset(s).tx(backend, 0, 2) }, 0},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t, Config{Silence: time.Hour})
+			s.syn(vip, 9).tx(client, 0, 2).rx(backend, 2).drop(backend, 2, "", "tcp_v6_rcv")
+			s.cases(0)
+			tt.play(s)
+			for _, c := range s.cases(tt.want) {
+				if c.Symptom != trace.SymptomRefused || c.Place.Netns != backend || c.Event.Symbol != "tcp_v6_rcv" {
+					t.Errorf("case = %s in %d", c.Symptom, c.Place.Netns)
+				}
+			}
+		})
+	}
+}
+
+// A macvlan's or ipvlan's packets leave also by the device below, in another namespace.
+func TestResetThroughTheDeviceBelow(t *testing.T) {
+	s := newScene(t, Config{})
+	p := s.syn(vip, 9).tx(client, 0, 2).rx(router, 2)
+	s.send(vip.Reverse(), trace.RST|trace.ACK, 0, 10).tx(backend, 0, 2).tx(router, 0, 2)
+	p.drop(backend, 3, "", "tcp_v4_rcv")
+	if c := s.cases(1)[0]; c.Symptom != trace.SymptomRefused || c.Place.Netns != backend {
+		t.Errorf("case = %s in %d", c.Symptom, c.Place.Netns)
+	}
+}
+
 func TestDrops(t *testing.T) {
 	data := func(s *scene) packet { return s.send(vip, trace.ACK|trace.PSH, 2, 3) }
 	tests := map[string]struct {
@@ -287,7 +333,14 @@ func TestDrops(t *testing.T) {
 		"on a bridge": {func(s *scene) {
 			s.syn(vip, 1).otherHost().rx(bridge, 3).drop(bridge, 3, "NETFILTER_DROP", "nft_do_chain")
 		}, 1, trace.Request},
-		"to a group": {func(s *scene) { s.syn(tcp("198.51.100.7:1", "224.0.0.1:80"), 1).drop(client, 0, "NETFILTER_DROP", "x") }, 0, 0},
+		"on a bridge, no reason given": {func(s *scene) {
+			s.syn(vip, 1).otherHost().rx(bridge, 3).drop(bridge, 3, "", "nf_hook_slow")
+		}, 1, trace.Request},
+		"early in a bridge, no reason given": {func(s *scene) {
+			s.syn(vip, 1).otherHost().rx(bridge, 3).drop(bridge, 3, "NOT_SPECIFIED", "br_handle_frame")
+		}, 1, trace.Request},
+		"a flooded copy, no reason given": {func(s *scene) { s.syn(vip, 1).otherHost().rx(other, 2).drop(other, 2, "", "ip_rcv_core") }, 0, 0},
+		"to a group":                      {func(s *scene) { s.syn(tcp("198.51.100.7:1", "224.0.0.1:80"), 1).drop(client, 0, "NETFILTER_DROP", "x") }, 0, 0},
 		"a connection older than we are, as conntrack knows it": {func(s *scene) {
 			for range 3 {
 				p := s.send(tcp("10.0.0.9:55555", "10.0.0.1:20001"), trace.ACK, 7, 8)
@@ -337,6 +390,30 @@ func TestRejectionBelongsToTheDrop(t *testing.T) {
 	s.syn(vip, 1).rx(router, 2).drop(router, 2, "NETFILTER_DROP", "nft_do_chain")
 	if c := s.cases(1)[0]; c.Rejected {
 		t.Error("a drop a second later is called rejected")
+	}
+}
+
+// Where the hook icmp_send is not there, an IPv4 error is seen as it leaves.
+func TestRejectionSeenAsPacket(t *testing.T) {
+	play := func(hooked bool) (cases []trace.Case) {
+		s := newScene(t, Config{})
+		p := s.syn(vip, 1).tx(client, 0, 2).rx(router, 2)
+		icmp := p.ev
+		icmp.ICMPType, icmp.ICMPCode = 11, 0
+		if hooked {
+			icmp.Hook, icmp.Netns = trace.HookICMPSent, router
+			s.add(icmp)
+		}
+		icmp.Inner, icmp.SKB = true, 0xffff888000990000
+		packet{s, icmp}.tx(router, 0, 2).tx(client, 0, 2)
+		p.drop(router, 2, "", "nf_hook_slow")
+		return s.cases(2)
+	}
+	for _, hooked := range []bool{false, true} {
+		cases := play(hooked)
+		if cases[0].Symptom != trace.SymptomLoop || cases[1].Symptom != trace.SymptomDrop || !cases[1].Rejected {
+			t.Errorf("hooked %t: cases = %s, %s (rejected %t)", hooked, cases[0].Symptom, cases[1].Symptom, cases[1].Rejected)
+		}
 	}
 }
 

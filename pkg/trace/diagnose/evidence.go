@@ -25,6 +25,9 @@ func seen(c *trace.Case) []trace.Evidence {
 	switch c.Symptom {
 	case trace.SymptomDrop:
 		add(ev.Time, "%s dropped the %s %s -> %s (%s)", name(c.Place), packetName(ev), ev.Tuple.Src, ev.Tuple.Dst, dropText(ev))
+		if c.Verdict.Known() {
+			add(ev.Time, "the kernel's own verdict: dropped by %s at hook %s", judge(c.Verdict), c.Verdict.Hook)
+		}
 	case trace.SymptomSilence:
 		add(ev.Time, "no answer left %s within 200ms", name(c.Place))
 	case trace.SymptomRefused:
@@ -59,6 +62,19 @@ func dropText(ev *trace.Event) string {
 		reason += ", device " + ev.Device.Name
 	}
 	return reason
+}
+
+// judge names who gave a verdict.
+func judge(v trace.Verdict) string {
+	switch v.By {
+	case trace.ByChain:
+		return fmt.Sprintf("chain %s of nftables table %s", v.Chain, v.Table)
+	case trace.ByTable:
+		return fmt.Sprintf("table %s of iptables-legacy", v.Table)
+	case trace.ByConntrack:
+		return "connection tracking"
+	}
+	return "netfilter"
 }
 
 // missText says why a route lookup failed.

@@ -71,6 +71,13 @@ func replyDropped(t trace.Tuple, reason, symbol string) trace.Case {
 	return c
 }
 
+// marked is a case about a SYN-ACK that be made and netfilter dropped at its hook OUTPUT.
+func marked(mark uint32) trace.Case {
+	c := replyDropped(vip4, "", "nf_hook_slow")
+	c.Event.InIndex, c.Event.Device, c.Event.HasRoute, c.Event.Mark = 0, trace.Device{}, true, mark
+	return c
+}
+
 func listening() []trace.Listener {
 	return []trace.Listener{{Addr: netip.MustParseAddrPort("0.0.0.0:80"), Matches: true}}
 }
@@ -151,6 +158,15 @@ func TestExplain(t *testing.T) {
 		{"rp_filter that hides a blackhole", dropped(vip4, "IP_RPFILTER", "ip_rcv_finish_core"),
 			trace.HostState{DstLocal: true, In: in, Back: rejected("blackhole", "0.0.0.0/0")},
 			"reply-route-rejected", trace.Reply, trace.Certain, "ip netns exec be ip route del blackhole default"},
+		{"a table that ends in an unreachable default, and a gateway is known", request(trace.SymptomSilence, vip4),
+			trace.HostState{DstLocal: true, Listeners: listening(), PreviousHop: addr("10.2.0.1"),
+				Back: trace.Lookup{Done: true, Errno: syscall.EHOSTUNREACH, Type: "unreachable", Prefix: netip.MustParsePrefix("0.0.0.0/0"), Table: 301}},
+			"reply-route-rejected", trace.Reply, trace.Certain, "ip netns exec be ip route replace default via 10.2.0.1 dev eth0 table 301"},
+		{"a mark that sends the answer to a rule that refuses", marked(5),
+			trace.HostState{DstLocal: false, Onward: trace.Lookup{Done: true, Errno: syscall.EACCES, Type: "prohibit", Rule: "10: from all fwmark 0x5 prohibit"}},
+			"reply-route-rejected", trace.Reply, trace.Certain, "ip netns exec be ip rule del pref 10 from all fwmark 0x5 prohibit"},
+		{"a mark, and the answer has a route", marked(5), trace.HostState{Onward: found}, "netfilter-drop", trace.Reply, trace.Likely, "# ip netns exec be nft list ruleset"},
+		{"no mark, and the answer has none", marked(0), trace.HostState{Onward: noRoute()}, "netfilter-drop", trace.Reply, trace.Likely, "# ip netns exec be nft list ruleset"},
 		// rp-filter-drop
 		{"request by the wrong device", dropped(vip4, "IP_RPFILTER", "ip_rcv_finish_core"),
 			trace.HostState{DstLocal: true, In: trace.Interface{Device: vx0, RPFilter: 1, RPFilterAll: 1}, Back: found},
@@ -173,6 +189,9 @@ func TestExplain(t *testing.T) {
 			trace.HostState{In: in, Onward: byDefault(), ForwardingAll: true}, "forwarding-disabled", trace.Reply, trace.Certain, "ip netns exec be sysctl -w net.ipv4.conf.eth0.forwarding=1"},
 		{"reply, forwarding off, IPv6", replyDropped(vip6, "IP_INADDRERRORS", "ip6_forward"),
 			trace.HostState{In: in, Onward: found}, "forwarding-disabled", trace.Reply, trace.Certain, "ip netns exec be sysctl -w net.ipv6.conf.all.forwarding=1"},
+		{"reply, forwarding off on a VLAN, seen on the device below", replyDropped(vip4, "", "ip_error"),
+			trace.HostState{In: trace.Interface{Device: trace.Device{Index: 9, Name: "eth0.5"}}, Onward: byDefault(), ForwardingAll: true},
+			"forwarding-disabled", trace.Reply, trace.Certain, "ip netns exec be sysctl -w net.ipv4.conf.eth0/5.forwarding=1"},
 		{"request, forwarding off, a route of its own", dropped(vip4, "IP_INADDRERRORS", "ip_error"),
 			trace.HostState{In: trace.Interface{Device: vx0}, Onward: found}, "forwarding-disabled", trace.Request, trace.Certain, "ip netns exec be sysctl -w net.ipv4.ip_forward=1"},
 		{"request, forwarding off, the default route, and the owner is on this node", dropped(vip4, "IP_INADDRERRORS", "ip_error"),
@@ -257,6 +276,9 @@ func TestExplain(t *testing.T) {
 			"netfilter-drop", trace.Request, trace.Certain, "# ip netns exec be nft insert rule"},
 		{"no rule to be found", dropped(vip4, "NETFILTER_DROP", "nf_hook_slow"), trace.HostState{}, "netfilter-drop", trace.Request, trace.Likely, "# ip netns exec be nft list ruleset"},
 		{"a kernel without reasons", dropped(vip4, "", "nft_do_chain"), trace.HostState{Filters: []trace.FilterVerdict{rule(true)}}, "netfilter-drop", trace.Request, trace.Certain, "ip netns exec be nft insert"},
+		{"a bridge's early hook, which gives no reason", dropped(vip4, "NOT_SPECIFIED", "br_handle_frame"),
+			trace.HostState{Onward: noRoute(), Filters: []trace.FilterVerdict{rule(true)}}, "netfilter-drop", trace.Request, trace.Certain, "ip netns exec be nft insert"},
+		{"a bridge port that is blocked", dropped(vip4, "", "br_handle_frame"), trace.HostState{Onward: noRoute()}, "", 0, 0, ""},
 		{"a rule that answers", func() trace.Case {
 			c := dropped(vip4, "NETFILTER_DROP", "nft_do_chain")
 			c.Rejected = true
@@ -369,7 +391,7 @@ func TestNetfilterHooks(t *testing.T) {
 		"made here, going out":  {trace.Event{Device: eth0, OutIndex: 2, HasRoute: true}, trace.Postrouting},
 	}
 	for name, tt := range tests {
-		if got := netfilterHooks(&tt.ev)[0]; got != tt.want {
+		if got := netfilterHooks(&trace.Case{Event: tt.ev})[0]; got != tt.want {
 			t.Errorf("%s: %s, want %s", name, got, tt.want)
 		}
 	}

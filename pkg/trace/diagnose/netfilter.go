@@ -14,8 +14,11 @@ var netfilterDrop = Rule{
 	Doc: "The kernel says that netfilter dropped the packet (reason NETFILTER_DROP); the hook follows from the packet's route. The rules of the namespace (nftables, iptables-nft, " +
 		"iptables-legacy) are then walked for this packet, and the rule or chain policy that drops it is named; where a match cannot be judged from outside, the candidates are.",
 	explain: func(c *trace.Case, s *trace.HostState) *explanation {
-		if c.Symptom != trace.SymptomDrop || !isNetfilterDrop(&c.Event) {
+		if c.Symptom != trace.SymptomDrop || !isNetfilterDrop(c) || isRerouted(c, s) {
 			return nil
+		}
+		if len(s.Filters) == 0 && s.Asked() && isBridgeEntry(&c.Event) && !c.Verdict.Known() {
+			return nil // a port that is blocked drops there too
 		}
 		return explainFilter(c, s, "dropped")
 	},
@@ -27,10 +30,10 @@ var netfilterReject = Rule{
 	Severity: trace.Error,
 	Doc:      "As netfilter-drop, but the rule also answered: an ICMP error or a reset left for this very packet, or the rule that matches it is a reject.",
 	explain: func(c *trace.Case, s *trace.HostState) *explanation {
-		if c.Symptom != trace.SymptomDrop || !isNetfilterDrop(&c.Event) {
+		if c.Symptom != trace.SymptomDrop || !isNetfilterDrop(c) {
 			return nil
 		}
-		if !c.Rejected && !(len(s.Filters) == 1 && s.Filters[0].Reject) {
+		if !c.Rejected && !isReject(judgedFilters(c.Verdict, s.Filters)) {
 			return nil
 		}
 		return explainFilter(c, s, "rejected")
@@ -40,30 +43,21 @@ var netfilterReject = Rule{
 func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation {
 	ev := &c.Event
 	here := name(c.Place)
-	hooks := netfilterHooks(ev)
-	hook := hooks[0]
-	if len(s.Filters) > 0 && s.Filters[0].Hook != "" {
-		hook = s.Filters[0].Hook
+	filters := judgedFilters(c.Verdict, s.Filters)
+	hook := netfilterHooks(c)[0]
+	if len(filters) > 0 && filters[0].Hook != "" {
+		hook = filters[0].Hook
 	}
 	e := &explanation{confidence: trace.Certain, device: filterDevice(c, s), hook: string(hook)}
-	for i := range s.Filters {
-		e.evidence = append(e.evidence, state(s, "%s%s", showVerdict(&s.Filters[i]), showCounter(&s.Filters[i])))
+	for i := range filters {
+		e.evidence = append(e.evidence, state(s, "%s%s", showVerdict(&filters[i]), showCounter(&filters[i])))
 	}
 	what := fmt.Sprintf("%s %s -> %s", packetName(ev), ev.Tuple.Src, ev.Tuple.Dst)
-	switch len(s.Filters) {
+	switch len(filters) {
 	case 0:
-		e.confidence = trace.Likely
-		e.summary = fmt.Sprintf("netfilter %s the %s in %s (hook %s)", verb, packetName(ev), here, hook)
-		e.fault = string(hook)
-		e.fix = []string{"# " + at(c.Place, "nft list ruleset") + "   # look for what handles this packet"}
-		if !s.Asked() {
-			e.cause = fmt.Sprintf("The kernel %s the %s at netfilter's hook %s in %s, whose rules could not be read.", verb, what, hook, here)
-			break
-		}
-		e.cause = fmt.Sprintf("The kernel %s the %s at netfilter's hook %s in %s, but no rule or policy that is loaded there now would: "+
-			"it may be a BPF program, an expression that cannot be judged from outside, conntrack itself, or rules that have changed since.", verb, what, hook, here)
+		explainUnseenFilter(e, c, s, verb, string(hook))
 	case 1:
-		v := &s.Filters[0]
+		v := &filters[0]
 		e.summary = fmt.Sprintf("%s %s the %s in %s", showShort(v), verb, packetName(ev), here)
 		e.cause = fmt.Sprintf("%s %s the %s at hook %s in %s.", capital(showVerdict(v)), verb, what, hook, here)
 		if !v.Certain {
@@ -76,16 +70,86 @@ func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation 
 			e.fix = append(e.fix, acceptBefore(answer(c), &s.ReplyFilters[0]))
 		}
 	default:
-		names := make([]string, len(s.Filters))
-		for i := range s.Filters {
-			names[i] = showShort(&s.Filters[i])
+		names := make([]string, len(filters))
+		for i := range filters {
+			names[i] = showShort(&filters[i])
 		}
 		e.summary = fmt.Sprintf("a filter rule %s the %s in %s (hook %s)", verb, packetName(ev), here, hook)
 		e.cause = fmt.Sprintf("One of these %s the %s: %s. Which one cannot be told from outside.", verb, what, strings.Join(names, "; "))
-		e.fix = []string{"# " + acceptBefore(c, &s.Filters[0]) + "   # or before another of the candidates"}
+		e.fix = []string{"# " + acceptBefore(c, &filters[0]) + "   # or before another of the candidates"}
 	}
-	e.verify = []string{verifyFilter(c, s)}
+	if len(e.verify) == 0 {
+		e.verify = []string{verifyFilter(c, filters)}
+	}
 	return e
+}
+
+// judgedFilters are the rules and policies that can have given the kernel's own
+// verdict; all of them where it gave none, or one that fits none.
+func judgedFilters(v trace.Verdict, all []trace.FilterVerdict) []trace.FilterVerdict {
+	if v.Table == "" {
+		return all
+	}
+	var fit []trace.FilterVerdict
+	for _, f := range all {
+		if f.Table == v.Table && (f.Backend == "iptables-legacy") == (v.By == trace.ByTable) {
+			fit = append(fit, f)
+		}
+	}
+	if len(fit) == 0 {
+		return all
+	}
+	return fit
+}
+
+// explainUnseenFilter explains a drop by netfilter that no rule which is loaded
+// now would make. What the kernel's own verdict names is certain all the same.
+func explainUnseenFilter(e *explanation, c *trace.Case, s *trace.HostState, verb, hook string) {
+	ev := &c.Event
+	here := name(c.Place)
+	what := fmt.Sprintf("%s %s -> %s", packetName(ev), ev.Tuple.Src, ev.Tuple.Dst)
+	who := "The kernel"
+	e.fault = hook
+	e.fix = []string{"# " + at(c.Place, "nft list ruleset") + "   # look for what handles this packet"}
+	e.verify = []string{at(c.Place, "nft list ruleset")}
+	switch v := c.Verdict; v.By {
+	case trace.ByChain:
+		who = fmt.Sprintf("Chain %s of nftables table %s", v.Chain, v.Table)
+		e.fault = strings.Join([]string{hook, v.Table, v.Chain}, " ")
+	case trace.ByTable:
+		who = fmt.Sprintf("Table %s of iptables-legacy", v.Table)
+		e.fault = hook + " " + v.Table
+		e.fix = []string{"# " + at(c.Place, "%s-save -t %s -c", iptablesTool(ev.Tuple, "iptables-legacy"), quote(v.Table)) + "   # look for what handles this packet"}
+		e.verify = []string{at(c.Place, "%s -t %s -nvL", iptablesTool(ev.Tuple, "iptables-legacy"), quote(v.Table))}
+	case trace.ByConntrack:
+		e.summary = fmt.Sprintf("connection tracking %s the %s in %s (hook %s)", verb, packetName(ev), here, hook)
+		e.cause = fmt.Sprintf("Connection tracking itself, and no rule, %s the %s at hook %s in %s: it does so when its table is full.", verb, what, hook, here)
+		e.fault = hook + " conntrack"
+		e.fix = []string{"# " + at(c.Place, "sysctl net.netfilter.nf_conntrack_max") + "   # raise it if net.netfilter.nf_conntrack_count has reached it"}
+		e.verify = []string{at(c.Place, "sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max")}
+		return
+	default:
+		e.confidence = trace.Likely
+	}
+	e.summary = fmt.Sprintf("netfilter %s the %s in %s (hook %s)", verb, packetName(ev), here, hook)
+	if !s.Asked() {
+		e.cause = fmt.Sprintf("%s %s the %s at netfilter's hook %s in %s, whose rules could not be read.", who, verb, what, hook, here)
+		return
+	}
+	e.cause = fmt.Sprintf("%s %s the %s at netfilter's hook %s in %s, but no rule or policy that is loaded there now would: "+
+		"it may be a BPF program, an expression that cannot be judged from outside, conntrack itself, or rules that have changed since.", who, verb, what, hook, here)
+}
+
+// iptablesTool is the command that shows and changes a backend's rules for the packet.
+func iptablesTool(t trace.Tuple, backend string) string {
+	tool := "iptables"
+	if t.Is6() {
+		tool = "ip6tables"
+	}
+	if backend == "iptables-legacy" {
+		tool += "-legacy"
+	}
+	return tool
 }
 
 // faultOf names what has to be mended: one rule or policy, whatever meets it.
@@ -186,13 +250,7 @@ func acceptBefore(c *trace.Case, v *trace.FilterVerdict) string {
 		}
 		return at(c.Place, "nft insert rule %s handle %d %s accept", where, v.Handle, match) + note
 	}
-	tool := "iptables"
-	if t.Is6() {
-		tool = "ip6tables"
-	}
-	if v.Backend == "iptables-legacy" {
-		tool += "-legacy"
-	}
+	tool := iptablesTool(t, v.Backend)
 	match := fmt.Sprintf("-p tcp -d %s --dport %d", t.Dst.Addr(), t.Dst.Port())
 	if c.Direction == trace.Reply {
 		match = fmt.Sprintf("-p tcp -s %s --sport %d", t.Src.Addr(), t.Src.Port())
@@ -207,20 +265,14 @@ func acceptBefore(c *trace.Case, v *trace.FilterVerdict) string {
 }
 
 // verifyFilter shows the chain and its counters.
-func verifyFilter(c *trace.Case, s *trace.HostState) string {
-	if len(s.Filters) == 0 {
-		return at(c.Place, "nft list ruleset")
-	}
-	v := &s.Filters[0]
+func verifyFilter(c *trace.Case, filters []trace.FilterVerdict) string {
+	v := &filters[0]
 	if v.Backend == "nft" {
 		return at(c.Place, "nft -a list chain %s %s %s", v.Family, quote(v.Table), quote(v.Chain))
 	}
-	tool := "iptables"
-	if c.Event.Tuple.Is6() {
-		tool = "ip6tables"
-	}
-	if v.Backend == "iptables-legacy" {
-		tool += "-legacy"
-	}
+	tool := iptablesTool(c.Event.Tuple, v.Backend)
 	return at(c.Place, "%s -t %s -L %s -nv --line-numbers", tool, quote(v.Table), quote(v.Chain))
 }
+
+// isReject reports whether the one rule that dropped the packet is a reject.
+func isReject(filters []trace.FilterVerdict) bool { return len(filters) == 1 && filters[0].Reject }

@@ -158,9 +158,9 @@ func explainForwardingDisabled(c *trace.Case, s *trace.HostState) *explanation {
 		return nil
 	}
 	dst, here := c.Event.Tuple.Dst.Addr(), name(c.Place)
-	dev := c.Arrival.Device.Name
+	dev := s.In.Name // a VLAN's or VRF's, where the arrival was seen below it
 	if dev == "" {
-		dev = s.In.Name
+		dev = c.Arrival.Device.Name
 	}
 	key := "net.ipv4.ip_forward"
 	if dst.Is6() {

@@ -29,8 +29,8 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		return q, true
 	case trace.SymptomDrop:
 		switch {
-		case isNetfilterDrop(ev):
-			q.Filters = netfilterHooks(ev)
+		case isNetfilterDrop(c):
+			q.Filters = netfilterHooks(c)
 			return q, true
 		case isNeighborDrop(ev):
 			q.Out = ev.Device.Index
@@ -49,7 +49,7 @@ func Question(c *trace.Case) (trace.Question, bool) {
 // along the path: then HostState.PathGateways has to be filled.
 func DependsOnPath(c *trace.Case, s *trace.HostState) bool {
 	l, ok := lookupBack(c, s)
-	return ok && l.Done && !l.Found() && !l.Rejected()
+	return ok && l.Done && !l.Found() && (!l.Rejected() || isDefault(l.Prefix))
 }
 
 // DependsOnOwner reports whether the cause depends on who owns the packet's
@@ -139,16 +139,38 @@ func Suspects(c *trace.Case) []trace.Case {
 
 // isNetfilterDrop reports a drop by a rule, a policy or conntrack. Kernels
 // before 5.17 give no reason: there the function tells.
-func isNetfilterDrop(ev *trace.Event) bool {
+func isNetfilterDrop(c *trace.Case) bool {
+	ev := &c.Event
+	if c.Verdict.Known() {
+		return true
+	}
 	if ev.Reason != "" && ev.Reason != "NOT_SPECIFIED" {
 		return ev.Reason == "NETFILTER_DROP" || ev.Reason == "NETFILTER_INGRESS"
 	}
-	return hasPrefix(ev.Symbol, "nft_do_chain", "nf_hook_slow", "ipt_do_table", "ip6t_do_table", "nf_hook_ingress", "nf_hook_netdev")
+	return hasPrefix(ev.Symbol, "nft_do_chain", "nf_hook_slow", "ipt_do_table", "ip6t_do_table", "nf_hook_ingress", "nf_hook_netdev", "br_nf_") ||
+		isBridgeEntry(ev)
+}
+
+// isBridgeEntry reports a drop where frames come into a bridge: its hook
+// PREROUTING is part of that function, and drops without a reason.
+func isBridgeEntry(ev *trace.Event) bool { return hasPrefix(ev.Symbol, "br_handle_frame") }
+
+// isRerouted reports a packet made here that a mark given at hook OUTPUT sent to
+// another route, which refuses it (ip_route_me_harder). Netfilter drops it then,
+// and no rule says so.
+func isRerouted(c *trace.Case, s *trace.HostState) bool {
+	ev := &c.Event
+	return c.Symptom == trace.SymptomDrop && isNetfilterDrop(c) && c.Verdict.By <= trace.ByHook && ev.InIndex == 0 && ev.Device.Index == 0 && ev.Mark != 0 &&
+		len(s.Filters) == 0 && s.Onward.Done && !s.Onward.Found()
 }
 
 // netfilterHooks returns the hooks at which the packet can have been dropped,
-// most likely first, from the state of its route.
-func netfilterHooks(ev *trace.Event) []trace.NetfilterHook {
+// most likely first: the one that netfilter told, else from the state of its route.
+func netfilterHooks(c *trace.Case) []trace.NetfilterHook {
+	ev := &c.Event
+	if v := c.Verdict; v.Hook != "" && v.Family != bridgeFamily {
+		return []trace.NetfilterHook{v.Hook}
+	}
 	onLoopback := ev.Device.Name == "lo"
 	switch {
 	case !ev.HasRoute:
@@ -169,6 +191,9 @@ func netfilterHooks(ev *trace.Event) []trace.NetfilterHook {
 	}
 	return []trace.NetfilterHook{trace.Forward, trace.Input, trace.Postrouting, trace.Prerouting}
 }
+
+// bridgeFamily has hooks of its own, that bridged packets pass beside those of their protocol.
+const bridgeFamily = "bridge"
 
 // isNeighborDrop reports a packet that waited for its next hop's MAC in vain.
 // IPv6 gives no reason of its own: there the function tells.

@@ -43,6 +43,8 @@ func lookupBack(c *trace.Case, s *trace.HostState) (l trace.Lookup, ok bool) {
 	switch {
 	case c.Symptom == trace.SymptomSilence:
 		return s.Back, s.DstLocal && hasListener(s)
+	case isRerouted(c, s):
+		return s.Onward, c.Direction == trace.Reply
 	case c.Symptom != trace.SymptomDrop || !isRoutingDrop(&c.Event):
 		return l, false
 	case c.Direction == trace.Reply && !isRPFilterDrop(&c.Event, s):
@@ -153,6 +155,8 @@ func verifyRoute(c *trace.Case, s *trace.HostState, to netip.Addr) string {
 			from = back.Src
 		}
 		return at(c.Place, "%s route get %s from %s%s", ipCommand(to), to, from.Addr(), portArgs(s.Back.Rule, from.Port()))
+	case isRerouted(c, s):
+		return at(c.Place, "%s route get %s from %s mark %#x", ipCommand(to), to, ev.Tuple.Src.Addr(), ev.Mark)
 	case to == ev.Tuple.Dst.Addr() && c.Arrival.Device.Name != "":
 		return at(c.Place, "%s route get %s from %s iif %s", ipCommand(to), to, ev.Tuple.Src.Addr(), quote(c.Arrival.Device.Name))
 	}
@@ -170,7 +174,7 @@ func portArgs(rule string, port uint16) string {
 func explainRouteRejected(c *trace.Case, s *trace.HostState) *explanation {
 	l, ok := lookupBack(c, s)
 	direction, to := trace.Reply, client(c)
-	if !ok && c.Symptom == trace.SymptomDrop && isRoutingDrop(&c.Event) && c.Direction == trace.Request && !s.DstLocal {
+	if !ok && c.Symptom == trace.SymptomDrop && (isRoutingDrop(&c.Event) || isRerouted(c, s)) && c.Direction == trace.Request && !s.DstLocal {
 		l, ok, direction, to = s.Onward, true, trace.Request, c.Event.Tuple.Dst.Addr()
 	}
 	if !ok || !l.Done || !l.Rejected() {
@@ -198,6 +202,11 @@ func explainRouteRejected(c *trace.Case, s *trace.HostState) *explanation {
 	if !l.Prefix.IsValid() {
 		e.confidence = trace.Likely
 		e.fix = []string{"# " + at(c.Place, "%s route show table all type %s", ipCommand(to), l.Type) + "   # find the route that covers " + to.String() + " and delete it"}
+		return e
+	}
+	if gateway, dev, why := chooseGateway(c, s); direction == trace.Reply && isDefault(l.Prefix) && gateway.IsValid() {
+		// What ends a table (a VRF's above all) stands there for want of a default route.
+		e.fix = []string{at(c.Place, "%s route replace default via %s dev %s%s", ipCommand(to), gateway, quote(dev), tableArg(l.Table)) + "   # " + why}
 		return e
 	}
 	e.fix = []string{at(c.Place, "%s route del %s %s%s", ipCommand(to), l.Type, showPrefix(l.Prefix), tableArg(l.Table)) + "   # if nobody relies on it"}
