@@ -239,6 +239,7 @@ type answerKey struct {
 	packet  trace.Tuple
 	flags   trace.TCPFlags
 	in, out uint32
+	arrived uint32
 	mark    uint32
 	filters string
 	ct      uint8
@@ -246,7 +247,7 @@ type answerKey struct {
 
 func keyOf(q *trace.Question) answerKey {
 	k := answerKey{
-		place: q.Place, packet: q.Packet, flags: q.Flags, in: q.In, out: q.Out, mark: q.Mark,
+		place: q.Place, packet: q.Packet, flags: q.Flags, in: q.In, out: q.Out, arrived: q.Arrived, mark: q.Mark,
 		filters: fmt.Sprint(q.Filters), ct: q.Conntrack.Info,
 	}
 	clientSide := &k.packet.Src
@@ -267,15 +268,17 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		return a.state, nil
 	}
 	v, err, _ := i.flights.Do(fmt.Sprint(key), func() (any, error) {
-		ctx, cancel := context.WithTimeout(ctx, readTimeout)
-		defer cancel()
 		started := time.Now()
-		s, err := i.reader.Read(ctx, q)
+		s, err := i.read(ctx, q)
+		if err == nil && len(s.Unread) > 0 {
+			// The first question of its kind may have the kernel load a module (tcp_diag), which takes its time.
+			s, err = i.read(ctx, q)
+		}
 		if err != nil {
 			return s, err
 		}
 		if reply, ok := diagnose.ReplyQuestion(&q); ok && len(s.Filters) == 1 {
-			if answer, err := i.reader.Read(ctx, reply); err == nil {
+			if answer, err := i.read(ctx, reply); err == nil {
 				s.ReplyFilters = answer.Filters
 			}
 		}
@@ -292,6 +295,12 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		return s, nil
 	})
 	return v.(trace.HostState), err
+}
+
+func (i *investigator) read(ctx context.Context, q trace.Question) (trace.HostState, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	return i.reader.Read(ctx, q)
 }
 
 func (i *investigator) keepAnswer(key answerKey, s trace.HostState, took time.Duration) {

@@ -2,6 +2,7 @@ package netstate
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -120,6 +121,31 @@ func TestReadBridgePortAsBridge(t *testing.T) {
 	}
 	if !state.DstLocal {
 		t.Error("DstLocal = false, want true")
+	}
+}
+
+// IP sees a packet that came by a VRF's port as the VRF's, but asks the port's settings.
+func TestReadVRFPort(t *testing.T) {
+	p := plans["ipv4"]
+	h, _ := newHost(t, p)
+	if err := h.LinkAdd(&netlink.Vrf{LinkAttrs: netlink.LinkAttrs{Name: "red"}, Table: 300}); errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skip("this kernel has no VRF devices")
+	} else {
+		must(t, err)
+	}
+	must(t, h.LinkSetMaster(h.device("eth1"), h.device("red")))
+	h.sysctl("net/ipv4/conf/eth1/rp_filter", "1")
+	r := newTestReader(t, nil)
+	q := trace.Question{Place: h.place(), Packet: packet(p.client, p.vip), In: h.index("red")}
+	for name, arrived := range map[string]uint32{"red": 0, "eth1": h.index("eth1")} {
+		q.Arrived = arrived
+		if in := ask(t, r, q).In; in.Name != name || (in.RPFilter == 1) != (name == "eth1") {
+			t.Errorf("seen on device %d: In = %+v, want %s", arrived, in, name)
+		}
+	}
+	q.Arrived = h.index("eth0") // not its port
+	if in := ask(t, r, q).In; in.Name != "red" {
+		t.Errorf("In = %+v, want red", in)
 	}
 }
 

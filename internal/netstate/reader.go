@@ -254,8 +254,23 @@ func (r *reading) findInput(ctx context.Context) {
 		r.state.In.Index = r.q.In // not shared yet
 		return
 	}
-	r.in = r.layer3(ctx, r.q.In)
+	r.in = r.layer3(ctx, r.belowVRF(ctx))
 	r.vrf, _ = r.vrfOf(ctx, r.in)
+}
+
+// belowVRF returns the packet's in device or, where that is a VRF, the port of
+// it that the packet came by: its settings decide (ip_rcv_finish asks with the
+// device from before l3mdev_ip_rcv). Netfilter sees the VRF.
+func (r *reading) belowVRF(ctx context.Context) uint32 {
+	in, err := r.link(ctx, r.q.In)
+	if err != nil || in.kind != "vrf" || r.q.Arrived == 0 || len(r.q.Filters) > 0 {
+		return r.q.In
+	}
+	port, err := r.link(ctx, r.layer3(ctx, r.q.Arrived))
+	if err != nil || port.master != in.index {
+		return r.q.In
+	}
+	return port.index
 }
 
 // attach gives the reading its conversation with the kernel.

@@ -13,7 +13,7 @@ import (
 )
 
 func testDecoder() *decoder {
-	s, err := parseSymbols(strings.NewReader("ffffffff81000000 T first\nffffffff81000100 t nft_do_chain\nffffffff81000200 T last\n"))
+	s, err := parseSymbols(strings.NewReader("ffffffff81000000 T first\nffffffff81000100 t nft_do_chain\nffffffff81000200 T last\n"), strings.NewReader(""))
 	if err != nil {
 		panic(err)
 	}
@@ -191,18 +191,20 @@ func FuzzDecode(f *testing.F) {
 }
 
 func TestSymbols(t *testing.T) {
-	s, err := parseSymbols(strings.NewReader("ffffffff81000000 T first\nffffffff81000000 T alias\nffffffff81000040 D data\nffffffff81000100 t second [nf_tables]\nbroken\nzz T x\n"))
+	s, err := parseSymbols(strings.NewReader("ffffffff81000000 T first\nffffffff81000000 T alias\nffffffff81000040 D data\nffffffff81000100 t second\nffffffff81002000 t in_module [nf_tables]\nbroken\nzz T x\nffffffff81001000 T last\n"),
+		strings.NewReader("nf_tables 64 0 - Live 0xffffffff81002000\nbroken\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for addr, want := range map[uint64]string{
 		0xffffffff80ffffff: "", 0xffffffff81000000: "first", 0xffffffff810000ff: "first", 0xffffffff81000100: "second", 0: "",
+		0xffffffff8100203f: "in_module", 0xffffffff81002040: "", 0xffffffff81001fff: "",
 	} {
 		if got := s.name(addr); got != want {
 			t.Errorf("name of %x is %q, want %q", addr, got, want)
 		}
 	}
-	if len(s.addrs) != 2 {
+	if len(s.addrs) != 4 {
 		t.Errorf("%d symbols", len(s.addrs))
 	}
 }
@@ -210,7 +212,7 @@ func TestSymbols(t *testing.T) {
 func FuzzSymbols(f *testing.F) {
 	f.Add("ffffffff81000000 T first\nffffffff81000100 t second [m]\n", uint64(0xffffffff81000001))
 	f.Fuzz(func(t *testing.T, text string, addr uint64) {
-		s, err := parseSymbols(strings.NewReader(text))
+		s, err := parseSymbols(strings.NewReader(text), strings.NewReader(text))
 		if err != nil {
 			return
 		}

@@ -3,9 +3,11 @@ package probe
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -18,8 +20,9 @@ import (
 // or with kernel.kptr_restrict=2.
 const symbolsPath = "/proc/kallsyms"
 
-// reloadInterval is how long a symbol table serves: modules may have come since.
-const reloadInterval = 30 * time.Second
+// reloadInterval is how often the symbol table is read at most. It is read again
+// for an address in none of the modules that it knows.
+const reloadInterval = time.Second
 
 // symbols names kernel functions by address: as the kernel named them when it told
 // the address, which knows modules and hides nothing; on kernels that cannot
@@ -68,19 +71,17 @@ func (s *symbols) nameByKernel(addr uint64) string {
 }
 
 func (s *symbols) nameByTable(addr uint64) string {
-	if time.Since(s.read) > reloadInterval {
-		s.readTable()
+	name := s.table.name(addr)
+	if name == "" && time.Since(s.read) > reloadInterval && s.readTable() {
+		name = s.table.name(addr)
 	}
-	if s.table == nil {
-		return ""
-	}
-	return s.table.name(addr)
+	return name
 }
 
 // readTable reads /proc/kallsyms, and reports whether it has addresses.
 func (s *symbols) readTable() bool {
 	s.read = time.Now()
-	table, err := readSymbols()
+	table, err := readSymbolTable()
 	if err != nil || len(table.addrs) == 0 {
 		return false
 	}
@@ -93,21 +94,51 @@ type symbolTable struct {
 	addrs []uint64 // ascending
 	ends  []uint32 // end of each name in names
 	names []byte
+	spans []span // of memory that it knows: the kernel's own code, and each module
 }
 
-// readSymbols reads the text symbols of /proc/kallsyms.
-func readSymbols() (*symbolTable, error) {
-	f, err := os.Open(symbolsPath)
+// span is the addresses from start to before end.
+type span struct{ start, end uint64 }
+
+func (s span) holds(addr uint64) bool { return s.start <= addr && addr < s.end }
+
+// readSymbolTable reads the text symbols of /proc/kallsyms and where modules are.
+func readSymbolTable() (*symbolTable, error) {
+	modules, err := os.ReadFile(modulesPath)
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel may have no modules at all
+		return nil, err
+	}
+	symbols, err := os.Open(symbolsPath)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	return parseSymbols(f)
+	defer symbols.Close()
+	return parseSymbols(symbols, bytes.NewReader(modules))
 }
 
-// parseSymbols reads lines "ffffffff81000000 T _text [module]". Lines that are
-// not of this form are passed over.
-func parseSymbols(r io.Reader) (*symbolTable, error) {
+// modulesPath lists modules with size and address: "nf_tables 270336 0 - Live 0xffffffffc0a3c000".
+const modulesPath = "/proc/modules"
+
+func parseModules(r io.Reader) (spans []span) {
+	scan := bufio.NewScanner(r)
+	for scan.Scan() {
+		fields := strings.Fields(scan.Text())
+		if len(fields) < 6 {
+			continue
+		}
+		size, sizeErr := strconv.ParseUint(fields[1], 10, 32)
+		start, startErr := strconv.ParseUint(fields[5], 0, 64)
+		if sizeErr == nil && startErr == nil && start != 0 {
+			spans = append(spans, span{start, start + size})
+		}
+	}
+	return spans
+}
+
+// parseSymbols reads lines "ffffffff81000000 T _text [module]" and /proc/modules.
+// Lines that are not of this form are passed over.
+func parseSymbols(r, modules io.Reader) (*symbolTable, error) {
+	kernel := span{start: ^uint64(0)}
 	type symbol struct {
 		addr uint64
 		name string
@@ -129,12 +160,15 @@ func parseSymbols(r io.Reader) (*symbolTable, error) {
 			continue
 		}
 		all = append(all, symbol{addr, string(fields[2])})
+		if len(fields) == 3 {
+			kernel.start, kernel.end = min(kernel.start, addr), max(kernel.end, addr+1)
+		}
 	}
 	if err := scan.Err(); err != nil {
 		return nil, fmt.Errorf("read kernel symbols: %w", err)
 	}
 	sort.SliceStable(all, func(i, j int) bool { return all[i].addr < all[j].addr })
-	s := &symbolTable{}
+	s := &symbolTable{spans: append(parseModules(modules), kernel)}
 	for _, sym := range all {
 		if n := len(s.addrs); n > 0 && s.addrs[n-1] == sym.addr {
 			continue // an alias
@@ -146,8 +180,12 @@ func parseSymbols(r io.Reader) (*symbolTable, error) {
 	return s, nil
 }
 
-// name returns the function that holds the address, or "".
+// name returns the function that holds the address; "" when it is in none of
+// the modules that the table knows.
 func (s *symbolTable) name(addr uint64) string {
+	if s == nil || !slices.ContainsFunc(s.spans, func(known span) bool { return known.holds(addr) }) {
+		return ""
+	}
 	i := sort.Search(len(s.addrs), func(i int) bool { return s.addrs[i] > addr }) - 1
 	if i < 0 {
 		return ""

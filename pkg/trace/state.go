@@ -13,6 +13,7 @@ type Question struct {
 	Packet    Tuple
 	Flags     TCPFlags
 	In        uint32 // ifindex by which the packet came in; 0: made here
+	Arrived   uint32 // ifindex by which it was seen to come in: below In where that is a VRF; 0: unknown
 	Out       uint32 // ifindex by which it was to leave; 0: unknown
 	Mark      uint32
 	SourceMAC [6]byte

@@ -78,6 +78,13 @@ func marked(mark uint32) trace.Case {
 	return c
 }
 
+// flooded is a case about a SYN to another MAC.
+func flooded() trace.Case {
+	c := dropped(vip4, "", "nf_hook_slow")
+	c.Event.OtherHost = true
+	return c
+}
+
 func listening() []trace.Listener {
 	return []trace.Listener{{Addr: netip.MustParseAddrPort("0.0.0.0:80"), Matches: true}}
 }
@@ -182,6 +189,8 @@ func TestExplain(t *testing.T) {
 			"rp-filter-drop", trace.Request, trace.Likely, "ip netns exec be sysctl -w net.ipv4.conf.vx0.rp_filter=2"},
 		{"a kernel without reasons, and no reverse-path filtering", dropped(vip4, "", "ip_rcv_finish_core"),
 			trace.HostState{DstLocal: true, In: trace.Interface{Device: vx0}, Back: found}, "", 0, 0, ""},
+		{"a kernel without reasons, and a source that is the host's own", dropped(vip4, "", "ip_rcv_finish_core.constprop.0"),
+			trace.HostState{SrcLocal: true, In: trace.Interface{Device: vx0, RPFilter: 1}, Onward: byDefault(), Back: found}, "", 0, 0, ""},
 		// forwarding-disabled and vip-not-local
 		{"reply, forwarding off", replyDropped(vip4, "IP_INADDRERRORS", "ip_error"),
 			trace.HostState{In: in, Onward: byDefault()}, "forwarding-disabled", trace.Reply, trace.Certain, "ip netns exec be sysctl -w net.ipv4.ip_forward=1"},
@@ -240,6 +249,13 @@ func TestExplain(t *testing.T) {
 		{"dead gateway", replyDropped(vip4, "NEIGH_FAILED", "neigh_invalidate"),
 			trace.HostState{Onward: byDefault(), NextHop: trace.Neighbor{Addr: addr("10.2.0.1"), Device: eth0, State: "FAILED"}},
 			"neighbor-unresolved", trace.Reply, trace.Certain, "# ip netns exec be ip route replace default via GATEWAY dev eth0"},
+		{"a queue that is full while the next hop is asked", dropped(vip4, "NEIGH_QUEUEFULL", "__neigh_event_send"),
+			trace.HostState{Onward: byDefault(), NextHop: trace.Neighbor{Addr: addr("10.2.0.1"), Device: eth0, State: "INCOMPLETE"}}, "", 0, 0, ""},
+		{"a queue that was full, and the next hop has answered, no reason given", dropped(vip4, "", "__neigh_event_send"),
+			trace.HostState{Onward: byDefault(), NextHop: trace.Neighbor{Addr: addr("10.2.0.1"), Device: eth0, State: "REACHABLE"}}, "", 0, 0, ""},
+		{"a queue that was full, and the next hop does not answer", dropped(vip4, "", "__neigh_event_send"),
+			trace.HostState{Onward: byDefault(), NextHop: trace.Neighbor{Addr: addr("10.2.0.1"), Device: eth0, State: "FAILED"}},
+			"neighbor-unresolved", trace.Request, trace.Certain, "# ip netns exec be ip route replace"},
 		{"dead host on the link, IPv6", dropped(vip6, "NOT_SPECIFIED", "neigh_invalidate"),
 			trace.HostState{Onward: found, NextHop: trace.Neighbor{Addr: vip6.Dst.Addr(), Device: eth0, State: "FAILED"}},
 			"neighbor-unresolved", trace.Request, trace.Certain, "# bring 2001:db8:80::50 back"},
@@ -278,6 +294,10 @@ func TestExplain(t *testing.T) {
 		{"a kernel without reasons", dropped(vip4, "", "nft_do_chain"), trace.HostState{Filters: []trace.FilterVerdict{rule(true)}}, "netfilter-drop", trace.Request, trace.Certain, "ip netns exec be nft insert"},
 		{"a bridge's early hook, which gives no reason", dropped(vip4, "NOT_SPECIFIED", "br_handle_frame"),
 			trace.HostState{Onward: noRoute(), Filters: []trace.FilterVerdict{rule(true)}}, "netfilter-drop", trace.Request, trace.Certain, "ip netns exec be nft insert"},
+		{"a rule of a host that a bridge flooded a copy to", flooded(), trace.HostState{In: in, Onward: noRoute(), Filters: []trace.FilterVerdict{rule(true)}}, "", 0, 0, ""},
+		{"a rule of the bridge itself", flooded(),
+			trace.HostState{In: trace.Interface{Device: trace.Device{Index: 9, Name: "br0"}, Kind: "bridge"}, Onward: noRoute(), Filters: []trace.FilterVerdict{rule(true)}},
+			"netfilter-drop", trace.Request, trace.Certain, "ip netns exec be nft insert"},
 		{"a bridge port that is blocked", dropped(vip4, "", "br_handle_frame"), trace.HostState{Onward: noRoute()}, "", 0, 0, ""},
 		{"a rule that answers", func() trace.Case {
 			c := dropped(vip4, "NETFILTER_DROP", "nft_do_chain")
@@ -373,6 +393,27 @@ func TestQuestionFollowsTheAnswer(t *testing.T) {
 	q, _ := Question(&c)
 	if q.Packet.Dst != netip.MustParseAddrPort("10.2.0.20:8080") || q.Mark != 5 {
 		t.Errorf("asks about %s with mark %d", q.Packet, q.Mark)
+	}
+}
+
+// A bridge's filter that drops the request between two ports may drop the answer too.
+func TestReplyQuestionOnABridge(t *testing.T) {
+	c := flooded()
+	c.Event.Device = trace.Device{Index: 5, Name: "p5"}
+	q, ok := Question(&c)
+	if !ok || q.Out != 5 {
+		t.Fatalf("question = %t, out %d", ok, q.Out)
+	}
+	r, ok := ReplyQuestion(&q)
+	if !ok || r.In != 5 || r.Out != eth0.Index || r.Packet != vip4.Reverse() || !r.Flags.IsSYNACK() || r.Conntrack.Known() {
+		t.Errorf("reply question = %t, %+v", ok, r)
+	}
+	c.Event.Device = eth0 // at the port that it came by: nobody knows where it was to go
+	if q, _ = Question(&c); q.Out != 0 {
+		t.Errorf("out %d", q.Out)
+	}
+	if _, ok := ReplyQuestion(&q); ok {
+		t.Error("asks for the answer, which would come by an unknown port")
 	}
 }
 

@@ -19,6 +19,9 @@ func explainNeighbor(c *trace.Case, s *trace.HostState) *explanation {
 	if c.Symptom != trace.SymptomDrop || !isNeighborDrop(&c.Event) {
 		return nil
 	}
+	if isQueueFull(&c.Event) && s.Asked() && s.NextHop.State != "FAILED" {
+		return nil // it is still being asked; if it does not answer, what waits in the queue will tell
+	}
 	here := name(c.Place)
 	hop, dev := s.NextHop.Addr, c.Event.Device.Name
 	if !hop.IsValid() {

@@ -20,6 +20,9 @@ var netfilterDrop = Rule{
 		if len(s.Filters) == 0 && s.Asked() && isBridgeEntry(&c.Event) && !c.Verdict.Known() {
 			return nil // a port that is blocked drops there too
 		}
+		if isFlooded(c, s) {
+			return nil
+		}
 		return explainFilter(c, s, "dropped")
 	},
 }
@@ -150,6 +153,12 @@ func iptablesTool(t trace.Tuple, backend string) string {
 		tool += "-legacy"
 	}
 	return tool
+}
+
+// isFlooded reports a packet to another MAC that only its copy's receiver
+// dropped, at a device that is no port of a bridge.
+func isFlooded(c *trace.Case, s *trace.HostState) bool {
+	return c.Event.OtherHost && s.In.Name != "" && s.In.Index == c.Event.InIndex
 }
 
 // faultOf names what has to be mended: one rule or policy, whatever meets it.

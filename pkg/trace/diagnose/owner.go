@@ -26,7 +26,7 @@ var vipNotLocal = Rule{
 
 // wasNotTaken reports a packet that this host neither owns nor sent on.
 func wasNotTaken(c *trace.Case, s *trace.HostState) bool {
-	return c.Symptom == trace.SymptomDrop && isRoutingDrop(&c.Event) && !isRPFilterDrop(&c.Event, s) &&
+	return c.Symptom == trace.SymptomDrop && isRoutingDrop(&c.Event) && !isRPFilterDrop(&c.Event, s) && !isMartian(&c.Event) &&
 		c.Event.InIndex != 0 && !s.DstLocal && s.Onward.Done && !s.Onward.Rejected()
 }
 

@@ -13,7 +13,7 @@ func Question(c *trace.Case) (trace.Question, bool) {
 	ev := &c.Event
 	q := trace.Question{
 		Place: c.Place, Packet: ev.Tuple, Flags: ev.Flags, In: ev.InIndex, Out: ev.OutIndex, Mark: ev.Mark,
-		SourceMAC: c.Arrival.SourceMAC, Conntrack: ev.Conntrack,
+		SourceMAC: c.Arrival.SourceMAC, Conntrack: ev.Conntrack, Arrived: c.Arrival.Device.Index,
 	}
 	switch c.Symptom {
 	case trace.SymptomSilence:
@@ -31,6 +31,9 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		switch {
 		case isNetfilterDrop(c):
 			q.Filters = netfilterHooks(c)
+			if ev.OtherHost && ev.Device.Index != ev.InIndex {
+				q.Out = ev.Device.Index // a bridge has chosen the port; there is no route
+			}
 			return q, true
 		case isNeighborDrop(ev):
 			q.Out = ev.Device.Index
@@ -64,13 +67,20 @@ func DependsOnOwner(c *trace.Case, s *trace.HostState) bool {
 // ReplyQuestion asks whether the filter that dropped a request would drop its
 // answer too, so that the mend lets both pass; false when that is not the question.
 func ReplyQuestion(q *trace.Question) (trace.Question, bool) {
-	if !q.Flags.IsSYN() || len(q.Filters) == 0 || q.Filters[0] != trace.Forward {
+	if !q.Flags.IsSYN() || len(q.Filters) == 0 {
+		return trace.Question{}, false
+	}
+	bridged := q.Filters[0] == trace.Prerouting && q.Out != 0 // between two ports
+	if q.Filters[0] != trace.Forward && !bridged {
 		return trace.Question{}, false
 	}
 	r := *q
 	r.Packet, r.Flags = q.Packet.Reverse(), trace.SYN|trace.ACK
-	r.In, r.Out, r.SourceMAC = q.Out, q.In, [6]byte{}
+	r.In, r.Out, r.Arrived, r.SourceMAC = q.Out, q.In, 0, [6]byte{}
 	r.Filters = q.Filters[:1]
+	if bridged {
+		return r, true
+	}
 	original := q.Packet
 	if q.Conntrack.Known() {
 		original = q.Conntrack.Original
@@ -207,6 +217,11 @@ func isNeighborDrop(ev *trace.Event) bool {
 	return false
 }
 
+// isQueueFull reports a packet that found too many others waiting for the next hop's MAC.
+func isQueueFull(ev *trace.Event) bool {
+	return ev.Reason == "NEIGH_QUEUEFULL" || ev.Reason == "" && hasPrefix(ev.Symbol, "__neigh_event_send")
+}
+
 // isRoutingDrop reports a packet for which the host had no way, or refused it one.
 func isRoutingDrop(ev *trace.Event) bool {
 	switch ev.Reason {
@@ -217,6 +232,13 @@ func isRoutingDrop(ev *trace.Event) bool {
 			"dst_discard", "ip6_rcv_finish", "ip6_input", "__ip_queue_xmit", "ip6_xmit", "inet6_csk_", "ip_list_rcv_finish")
 	}
 	return false
+}
+
+// isMartian reports a drop without a reason where IPv4 looks for a packet's
+// route: reverse-path filtering, or an address that no packet may have. A packet
+// that this host does not own or forward goes on to ip_error instead.
+func isMartian(ev *trace.Event) bool {
+	return (ev.Reason == "" || ev.Reason == "NOT_SPECIFIED") && hasPrefix(ev.Symbol, "ip_rcv_finish", "ip_list_rcv_finish", "ip_route_input")
 }
 
 // isRPFilterDrop reports a drop by reverse-path filtering. Kernels before 5.17
@@ -232,8 +254,8 @@ func isRPFilterDrop(ev *trace.Event, s *trace.HostState) bool {
 // refusesSource reports whether rp_filter forbids what comes from the packet's
 // source by the device that it came in by.
 func refusesSource(s *trace.HostState) bool {
-	if s.In.RPFilter == 0 || !s.Back.Done {
-		return false
+	if s.In.RPFilter == 0 || !s.Back.Done || s.SrcLocal {
+		return false // a source that is the host's own is refused with or without rp_filter
 	}
 	strict := s.In.RPFilter == 1
 	return !s.Back.Found() || strict && s.Back.Device.Index != s.In.Index
