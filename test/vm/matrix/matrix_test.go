@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -134,6 +135,40 @@ func TestNoResult(t *testing.T) {
 		if err := findings.addLabs("6.12", []labResult{lab, l}); err == nil {
 			t.Errorf("%s: taken for a result: %+v", name, findings)
 		}
+	}
+}
+
+func TestOrderOfColumns(t *testing.T) {
+	kernels := []string{"6.1-arm64", "6.12", "7.2", "5.10", "6.12-arm64", "6.1"}
+	slices.SortFunc(kernels, bySeries)
+	if diff := cmp.Diff([]string{"5.10", "6.1", "6.12", "7.2", "6.1-arm64", "6.12-arm64"}, kernels); diff != "" {
+		t.Errorf("columns (-want +got):\n%s", diff)
+	}
+}
+
+// Nothing that sets conditions up runs on arm64.
+func TestResultsOfARM(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "6.12-arm64")
+	if err := os.CopyFS(dir, os.DirFS("testdata/6.12")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "conditions.json")); err != nil {
+		t.Fatal(err)
+	}
+	r, err := readResults(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := recorded(t, "6.12")
+	if err := p.add("6.12-arm64", r); err != nil {
+		t.Fatal(err)
+	}
+	text := p.String()
+	if !strings.Contains(text, "| cgroup v1 in place of v2 | works | - |\n") {
+		t.Errorf("page:\n%s", text)
+	}
+	if err := p.compare(mustParse(t, text)); err != nil {
+		t.Error(err)
 	}
 }
 

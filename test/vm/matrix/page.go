@@ -34,7 +34,7 @@ var heads = [tables]struct{ title, text, corner string }{
 	tableBase: {"Findings without kernel functions", "The same with `--tier base`, as on hosts that refuse fentry and kprobes: tracepoints and the state of the\nhost alone.", "finding"},
 	tableHooks: {"Hooks", "As `replypath status` tells them: how a hook is attached, or that it is refused or absent. `-`: this kernel\nneeds no such hook.",
 		"hook"},
-	tableConditions: {"Hosts that make it hard", "`works`: labs are explained as ever. `says`: it ends with 3 and one line that says what to do.",
+	tableConditions: {"Hosts that make it hard", "`works`: labs are explained as ever. `says`: it ends with 3 and one line that says what to do.\n`-`: not tried.",
 		"host"},
 }
 
@@ -155,8 +155,10 @@ const introduction = `<!-- Written by make test-vm (test/vm/matrix); run it inst
 What replypath can do on which kernel, and how sure it is, measured on Debian's kernels in virtual machines: each lab was
 run with the real program, and what it found compared with the fault that is in the lab. What a kernel can is found out by
 trying, never by its version: a kernel between two columns is mostly like the older one, and ` + "`replypath status`" + ` tells.
+Columns that end with arm64 are of that processor, the others of amd64.
 
-To repeat it: ` + "`make test-vm`" + `, or for one kernel ` + "`make test-vm KERNELS=6.1`" + `, which writes its column only.
+To repeat it: ` + "`make test-vm`" + ` and ` + "`make test-arm64`" + `, or for one kernel ` + "`make test-vm KERNELS=6.1`" + `, which writes its
+column only.
 `
 
 // String returns the page as Markdown.
