@@ -20,6 +20,7 @@ const volatile __u64 ignored_reasons[REASON_WORDS] = {};
 const struct event_conntrack *abi_event __attribute__((unused));
 const struct event_verdict *abi_verdict __attribute__((unused));
 const enum event_flag *abi_flag __attribute__((unused));
+const enum ip_flag *abi_ip_flag __attribute__((unused));
 const enum loss *abi_loss __attribute__((unused));
 const enum hook *abi_hook __attribute__((unused));
 

@@ -30,6 +30,7 @@ enum event_flag {
 	EVENT_SHORT = 8,         /* the packet ends within its transport header */
 	EVENT_INNER = 16,        /* an ICMP error; tuple and TCP fields are those of the packet that it is about */
 	EVENT_OTHERHOST = 32,    /* addressed to another MAC: bridged, or flooded here */
+	EVENT_GROUP = 128,       /* addressed to a broadcast or multicast MAC */
 	EVENT_UNBUILT = 64,      /* dropped before it had an IP header: the tuple is its socket's */
 };
 
@@ -42,11 +43,18 @@ enum function {
 	FUNCTION_ROUTE_INPUT = 4, /* ip_route_input_noref(skb, ...), net/ipv4/route.c: 0, or -errno */
 };
 
+/* Bits of event.ip_flags. */
+enum ip_flag {
+	IP_FLAG_DF = 1, /* must not be fragmented */
+	IP_FLAG_MF = 2, /* more fragments follow */
+};
+
 /* Causes of loss, indices of the map "losses". Same order as probe.LossCauses. */
 enum loss {
 	LOSS_RING_FULL = 0,  /* no room in the ring buffer: an event was not delivered */
 	LOSS_NOT_LINEAR = 1, /* headers are not in the skb's linear part: packet not looked at */
-	LOSS_MAX = 2,
+	LOSS_UDP_RATE = 2,   /* too many new UDP flows a second: flow not looked at */
+	LOSS_MAX = 3,
 };
 
 struct tuple {
@@ -97,7 +105,11 @@ struct event {
 	__u8 nf_hook;   /* verdict: enum nf_inet_hooks, nf_dev_hooks */
 	__u8 nf_family; /* verdict: NFPROTO_* */
 	__u8 function;  /* verdict: enum function */
-	__u8 pad2;
+	__u8 ttl;       /* or hop limit */
+	__u32 ip_len;   /* from the IP header to the packet's end: more than its device's MTU for a GSO packet */
+	__u16 ip_id;    /* IPv4, or of an IPv6 fragment */
+	__u8 ip_flags;  /* enum ip_flag */
+	__u8 pad3;
 };
 
 /* The second form of a record: with conntrack's tuples. */

@@ -27,6 +27,8 @@
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
 
+#define PACKET_BROADCAST 1
+#define PACKET_MULTICAST 2
 #define PACKET_OTHERHOST 3
 
 #define IPV6_EXTENSIONS_MAX 4
@@ -277,16 +279,41 @@ static __always_inline void fill_place(struct event *e, const struct sk_buff *sk
 		e->netns = BPF_CORE_READ(out, nd_net.net, ns.inum);
 }
 
+/* fill_ip: what fragmentation and loops are told by. */
+static __always_inline void fill_ip(struct event *e, const struct headers *h)
+{
+	__u16 offset;
+
+	if (h->family == AF_INET) {
+		offset = load16(h->network + 6);
+		e->ip_id = load16(h->network + 4);
+		e->ttl = load8(h->network + 8);
+		if (offset & 0x4000)
+			e->ip_flags |= IP_FLAG_DF;
+		if (offset & 0x2000)
+			e->ip_flags |= IP_FLAG_MF;
+		return;
+	}
+	e->ttl = load8(h->network + 7);
+	e->ip_flags = IP_FLAG_DF; /* no router may fragment IPv6 */
+}
+
 static __always_inline void fill_skb(struct event *e, const struct sk_buff *skb, const struct headers *h)
 {
 	unsigned char *head = BPF_CORE_READ(skb, head);
 	__u16 mac = BPF_CORE_READ(skb, mac_header);
+	__u8 kind;
 
 	e->skb = (__u64)skb;
+	e->ip_len = BPF_CORE_READ(skb, len) + (BPF_CORE_READ(skb, data) - h->network);
+	fill_ip(e, h);
 	e->mark = BPF_CORE_READ(skb, mark);
 	e->in_ifindex = BPF_CORE_READ(skb, skb_iif);
-	if (BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type) == PACKET_OTHERHOST)
+	kind = BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type);
+	if (kind == PACKET_OTHERHOST)
 		e->flags |= EVENT_OTHERHOST;
+	if (kind == PACKET_BROADCAST || kind == PACKET_MULTICAST)
+		e->flags |= EVENT_GROUP;
 	if (mac != 0xffff && head + mac + 14 <= h->network)
 		bpf_probe_read_kernel(e->source_mac, sizeof(e->source_mac), head + mac + 6);
 	fill_packet(e, h);

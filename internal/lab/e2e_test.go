@@ -233,8 +233,12 @@ func check(t *testing.T, l lab.Lab, r told) {
 	if !where.MatchString(f.Where.Netns) {
 		t.Errorf("where is %q, want %s", f.Where.Netns, where)
 	}
-	if server := l.Topology.Client.Server.String(); f.Path.Server != server || f.Path.Protocol != "tcp" {
-		t.Errorf("path to %s %s, but the client asked tcp %s", f.Path.Protocol, f.Path.Server, server)
+	protocol := "tcp"
+	if l.Topology.Client.UDP {
+		protocol = "udp"
+	}
+	if server := l.Topology.Client.Server.String(); f.Path.Server != server || f.Path.Protocol != protocol {
+		t.Errorf("path to %s %s, but the client asked %s %s", f.Path.Protocol, f.Path.Server, protocol, server)
 	}
 	if !strings.Contains(f.Path.Client, clientAddress(l)) {
 		t.Errorf("path from %s, but the client is %s", f.Path.Client, clientAddress(l))

@@ -21,7 +21,7 @@ type Network struct {
 	order []*host
 
 	mu      sync.Mutex
-	servers map[string][]*server // by host
+	servers map[string][]server // by host
 	outcome Outcome
 	down    bool
 }
@@ -38,7 +38,7 @@ func Up(ctx context.Context, l Lab, log io.Writer) (*Network, error) {
 	if log == nil {
 		log = io.Discard
 	}
-	n := &Network{lab: l, hosts: map[string]*host{}, servers: map[string][]*server{}}
+	n := &Network{lab: l, hosts: map[string]*host{}, servers: map[string][]server{}}
 	if err := n.build(ctx, log); err != nil {
 		return nil, errors.Join(fmt.Errorf("build lab %s: %w", l.Name, err), n.Down())
 	}

@@ -67,20 +67,22 @@ type Rule struct {
 // Sysctl is a kernel setting of one namespace, by its dotted name.
 type Sysctl struct{ Name, Value string }
 
-// Service is a TCP server that answers from a host.
+// Service is a server that answers from a host.
 type Service struct {
 	Host    string
 	Address netip.AddrPort
 	Dual    bool // an unspecified IPv6 address takes IPv4 too
+	UDP     bool // instead of TCP
 }
 
-// Client makes the lab's connections.
+// Client makes the lab's connections, or asks with datagrams.
 type Client struct {
 	Host     string
 	Server   netip.AddrPort
 	Connects int           // started one after another, 50 ms apart
 	Timeout  time.Duration // of each connect
 	Abort    bool          // close with a reset, as health checks do
+	UDP      bool          // datagrams, sent again each second, instead of connections
 }
 
 // host returns the host of that name.

@@ -32,7 +32,11 @@ func (n *Network) Traffic(ctx context.Context) error {
 				return
 			}
 			failures[i] = enter(h.ns, func() error {
-				outcomes[i] = c.connect(ctx)
+				if c.UDP {
+					outcomes[i] = c.ask(ctx)
+				} else {
+					outcomes[i] = c.connect(ctx)
+				}
 				return nil
 			})
 		})

@@ -293,7 +293,7 @@ func (r *reading) sections() []section {
 		{"previous hop", r.readPreviousHop},
 		{"gateways", r.readGateways},
 	}
-	if r.q.Packet.Protocol == trace.TCP {
+	if p := r.q.Packet.Protocol; p == trace.TCP || p == trace.UDP {
 		all = append(all, section{"listeners", r.readListeners})
 	}
 	if len(r.q.Filters) > 0 && r.filters != nil {

@@ -115,14 +115,19 @@ func neighborDump(family uint8, index uint32) *nl.NetlinkRequest {
 	return request
 }
 
-// listenerDump asks for the TCP sockets of a family that listen on a port
-// (struct inet_diag_req_v2 with a filter program).
-func listenerDump(family uint8, port uint16) *nl.NetlinkRequest {
+// listenerDump asks for the sockets of a family that listen on a port (struct
+// inet_diag_req_v2 with a filter program). Sockets of UDP that are connected to
+// nobody are in state TCP_CLOSE.
+func listenerDump(protocol trace.Protocol, family uint8, port uint16) *nl.NetlinkRequest {
+	state := tcpListen
+	if protocol == trace.UDP {
+		state = tcpClose
+	}
 	request := nl.NewNetlinkRequest(unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
 	header := make(rawMessage, sizeofDiagRequest)
 	header[0] = family
-	header[1] = uint8(trace.TCP)
-	binary.NativeEndian.PutUint32(header[4:], 1<<tcpListen)
+	header[1] = uint8(protocol)
+	binary.NativeEndian.PutUint32(header[4:], 1<<state)
 	request.AddData(header)
 	// Two steps of inet_diag's filter: source port >= port, source port <= port. The port is the "no" field of a
 	// following no-op. Jumps are in bytes from the step; a jump 4 beyond the end rejects (inet_diag_bc_run).

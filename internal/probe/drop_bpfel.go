@@ -52,7 +52,11 @@ type dropEvent struct {
 	NfHook     uint8
 	NfFamily   uint8
 	Function   uint8
-	Pad2       uint8
+	Ttl        uint8
+	IpLen      uint32
+	IpId       uint16
+	IpFlags    uint8
+	Pad3       uint8
 }
 
 type dropEventConntrack struct {
@@ -70,6 +74,7 @@ const (
 	dropEventFlagEVENT_SHORT         dropEventFlag = 8
 	dropEventFlagEVENT_INNER         dropEventFlag = 16
 	dropEventFlagEVENT_OTHERHOST     dropEventFlag = 32
+	dropEventFlagEVENT_GROUP         dropEventFlag = 128
 	dropEventFlagEVENT_UNBUILT       dropEventFlag = 64
 )
 
@@ -98,6 +103,13 @@ const (
 	dropHookHOOK_VERDICT           dropHook = 13
 )
 
+type dropIpFlag uint32
+
+const (
+	dropIpFlagIP_FLAG_DF dropIpFlag = 1
+	dropIpFlagIP_FLAG_MF dropIpFlag = 2
+)
+
 type dropLastPacket struct {
 	_        structs.HostLayout
 	Tuple    dropTuple
@@ -116,7 +128,8 @@ type dropLoss uint32
 const (
 	dropLossLOSS_RING_FULL  dropLoss = 0
 	dropLossLOSS_NOT_LINEAR dropLoss = 1
-	dropLossLOSS_MAX        dropLoss = 2
+	dropLossLOSS_UDP_RATE   dropLoss = 2
+	dropLossLOSS_MAX        dropLoss = 3
 )
 
 type dropRefusedPacket struct {
@@ -142,6 +155,26 @@ type dropTuple struct {
 	Pad      [2]uint8
 }
 
+type dropUdpFlow struct {
+	_         structs.HostLayout
+	Signature uint64
+	Time      uint64
+}
+
+type dropUdpPeer struct {
+	_      structs.HostLayout
+	Addr   [16]uint8
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
+type dropUdpRate struct {
+	_      structs.HostLayout
+	Second uint64
+	Flows  uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -151,10 +184,14 @@ const (
 	dropMapLosses         = "losses"
 	dropMapRefusedPackets = "refused_packets"
 	dropMapSymbols        = "symbols"
+	dropMapUdpFlows       = "udp_flows"
+	dropMapUdpPeers       = "udp_peers"
+	dropMapUdpRates       = "udp_rates"
 	dropProgTraceDrop     = "trace_drop"
 	dropVarAbiEvent       = "abi_event"
 	dropVarAbiFlag        = "abi_flag"
 	dropVarAbiHook        = "abi_hook"
+	dropVarAbiIpFlag      = "abi_ip_flag"
 	dropVarAbiLoss        = "abi_loss"
 	dropVarAbiVerdict     = "abi_verdict"
 	dropVarHasDropReason  = "has_drop_reason"
@@ -217,6 +254,9 @@ type dropMapSpecs struct {
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
 	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
+	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
+	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
+	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 }
 
 // dropVariableSpecs contains global variables before they are loaded into the kernel.
@@ -226,6 +266,7 @@ type dropVariableSpecs struct {
 	AbiEvent       *ebpf.VariableSpec `ebpf:"abi_event"`
 	AbiFlag        *ebpf.VariableSpec `ebpf:"abi_flag"`
 	AbiHook        *ebpf.VariableSpec `ebpf:"abi_hook"`
+	AbiIpFlag      *ebpf.VariableSpec `ebpf:"abi_ip_flag"`
 	AbiLoss        *ebpf.VariableSpec `ebpf:"abi_loss"`
 	AbiVerdict     *ebpf.VariableSpec `ebpf:"abi_verdict"`
 	HasDropReason  *ebpf.VariableSpec `ebpf:"has_drop_reason"`
@@ -259,6 +300,9 @@ type dropMaps struct {
 	Losses         *ebpf.Map `ebpf:"losses"`
 	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
 	Symbols        *ebpf.Map `ebpf:"symbols"`
+	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
+	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
+	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 }
 
 func (m *dropMaps) Close() error {
@@ -268,6 +312,9 @@ func (m *dropMaps) Close() error {
 		m.Losses,
 		m.RefusedPackets,
 		m.Symbols,
+		m.UdpFlows,
+		m.UdpPeers,
+		m.UdpRates,
 	)
 }
 
@@ -278,6 +325,7 @@ type dropVariables struct {
 	AbiEvent       *ebpf.Variable `ebpf:"abi_event"`
 	AbiFlag        *ebpf.Variable `ebpf:"abi_flag"`
 	AbiHook        *ebpf.Variable `ebpf:"abi_hook"`
+	AbiIpFlag      *ebpf.Variable `ebpf:"abi_ip_flag"`
 	AbiLoss        *ebpf.Variable `ebpf:"abi_loss"`
 	AbiVerdict     *ebpf.Variable `ebpf:"abi_verdict"`
 	HasDropReason  *ebpf.Variable `ebpf:"has_drop_reason"`

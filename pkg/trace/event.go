@@ -86,6 +86,7 @@ type Event struct {
 	Short     bool   // the packet ends within its transport header
 	Inner     bool   // the packet is an ICMP error; Tuple, Flags, Seq and Ack are those of the packet it is about
 	Unbuilt   bool   // dropped by the socket that made it, before it had an IP header
+	Group     bool   // addressed to a broadcast or multicast MAC
 	OtherHost bool   // addressed to another MAC: bridged, or flooded here
 	Mark      uint32 // skb->mark, or the lookup's flowi_mark
 	SourceMAC [6]byte
@@ -107,6 +108,12 @@ type Event struct {
 	NextHop netip.Addr // neighbour: the address that did not answer
 
 	ICMPType, ICMPCode uint8 // ICMP error sent; Tuple is the packet that it complains about
+
+	Length        uint32 // bytes from the IP header on; a GSO packet's is more than its device's MTU
+	ID            uint16 // of IPv4: what fragments of one datagram have in common
+	TTL           uint8  // or hop limit
+	DontFragment  bool
+	MoreFragments bool
 
 	Verdict Verdict // of netfilter; there is no tuple then, SKB tells which packet
 }

@@ -12,9 +12,10 @@ type Question struct {
 	Place     Place
 	Packet    Tuple
 	Flags     TCPFlags
-	In        uint32 // ifindex by which the packet came in; 0: made here
-	Arrived   uint32 // ifindex by which it was seen to come in: below In where that is a VRF; 0: unknown
-	Out       uint32 // ifindex by which it was to leave; 0: unknown
+	Direction Direction // of the packet
+	In        uint32    // ifindex by which the packet came in; 0: made here
+	Arrived   uint32    // ifindex by which it was seen to come in: below In where that is a VRF; 0: unknown
+	Out       uint32    // ifindex by which it was to leave; 0: unknown
 	Mark      uint32
 	SourceMAC [6]byte
 	NextHop   netip.Addr      // neighbour to look at; invalid: the one that the route names
@@ -36,7 +37,7 @@ type HostState struct {
 
 	NextHop Neighbor // neighbour of the onward route, or Question.NextHop
 
-	Listeners []Listener // TCP sockets that listen on the packet's destination port
+	Listeners []Listener // sockets of the packet's protocol that listen on its destination port
 	// PreviousHop is the neighbour whose MAC the packet came from; invalid when it is not known.
 	PreviousHop netip.Addr
 	// Gateways are the gateways of the routes that this host has, in its main table, best first.
@@ -120,7 +121,7 @@ type Neighbor struct {
 	MAC    string
 }
 
-// Listener is a listening TCP socket.
+// Listener is a listening TCP socket, or a UDP socket that is connected to nobody.
 type Listener struct {
 	Addr    netip.AddrPort // unspecified address: all
 	Matches bool           // it would take the packet if the packet's destination were local

@@ -15,7 +15,14 @@ func (t *Table) Add(ev *trace.Event) {
 		t.verdicts.add(ev)
 		return
 	}
-	if ev.Tuple.Protocol != trace.TCP || !ev.Tuple.IsValid() || ev.Fragment || ev.Short && !ev.Inner || isGroup(ev.Tuple.Dst.Addr()) {
+	if ev.Tuple.Protocol != trace.TCP && ev.Tuple.Protocol != trace.UDP || !ev.Tuple.IsValid() || ev.Fragment || ev.Short && !ev.Inner || isGroup(ev.Tuple.Dst.Addr()) {
+		return
+	}
+	if ev.Group {
+		return
+	}
+	if ev.Tuple.Protocol == trace.UDP {
+		t.addUDP(ev)
 		return
 	}
 	switch ev.Hook {

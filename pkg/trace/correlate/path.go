@@ -41,6 +41,12 @@ type path struct {
 	refused        uint64       // packet that was refused last
 	refusedAt      time.Time
 	element        *list.Element // in Table.recent
+
+	// UDP alone.
+	clientKey clientKey     // where the client's socket is; zero when that was not seen
+	opened    trace.Symptom // of the case that was opened last, its namespace and time
+	openedIn  trace.Netns
+	openedAt  time.Time
 }
 
 // rejection is an ICMP error or reset that a namespace made because of a packet of the path.
@@ -231,8 +237,12 @@ func (p *path) isEnd(h *hop) bool {
 func (p *path) arrival(d trace.Direction, h *hop) trace.Event {
 	ev := trace.Event{
 		Time: h.at, Hook: trace.HookReceive, Netns: h.netns, Device: h.in, Tuple: h.tuple, SKB: h.skb,
-		SourceMAC: h.mac, Mark: h.mark, InIndex: h.in.Index, Flags: trace.SYN, Seq: p.seq,
+		SourceMAC: h.mac, Mark: h.mark, InIndex: h.in.Index,
 	}
+	if p.protocol == trace.UDP {
+		return ev
+	}
+	ev.Flags, ev.Seq = trace.SYN, p.seq
 	if d == trace.Reply {
 		ev.Flags, ev.Seq, ev.Ack = trace.SYN|trace.ACK, 0, p.seq+1
 	}

@@ -63,6 +63,7 @@ type Table struct {
 	closings []closing
 	connects connects
 	verdicts verdicts
+	udp      udpPaths
 	advanced time.Time
 	cases    []trace.Case
 	done     []trace.Path
@@ -79,6 +80,7 @@ func New(cfg Config) *Table {
 		bySeq:  make(map[uint32]*path),
 		tuples: make(map[tupleKey]*path),
 		recent: list.New(),
+		udp:    newUDPPaths(),
 	}
 }
 
@@ -144,7 +146,7 @@ func (t *Table) checkSilence(w waiting) {
 		return
 	}
 	h := &p.request[w.hop]
-	if !h.pending || !h.at.Equal(w.at) || !p.isEnd(h) || p.replied.After(h.at) {
+	if !h.pending || !h.at.Equal(w.at) && p.protocol == trace.TCP || !p.isEnd(h) || p.replied.After(h.at) {
 		return // answered, here or where a redirect that no device showed has taken it
 	}
 	h.pending = false
@@ -224,7 +226,7 @@ func (t *Table) makeRoom() {
 		}
 	}
 	p := t.recent.Back().Value.(*path)
-	if !p.answered && !p.reset {
+	if !p.answered && !p.reset && p.protocol == trace.TCP {
 		t.evicted++
 	}
 	t.remove(p)
@@ -268,6 +270,7 @@ func (t *Table) remove(p *path) {
 		return
 	}
 	t.handOut(p)
+	t.udp.forget(p)
 	t.recent.Remove(p.element)
 	p.element = nil
 	for _, k := range p.keys {
@@ -296,7 +299,7 @@ func (t *Table) remove(p *path) {
 // direction d with this tuple (in request direction) can be of it.
 func (t *Table) findSeq(seq uint32, d trace.Direction, tuple trace.Tuple, ev *trace.Event) *path {
 	for p := t.bySeq[seq]; p != nil; p = p.next {
-		if p.related(d, tuple, ev) {
+		if p.protocol == tuple.Protocol && p.related(d, tuple, ev) {
 			return p
 		}
 	}

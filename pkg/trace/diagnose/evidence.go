@@ -16,7 +16,7 @@ func seen(c *trace.Case) []trace.Evidence {
 	}
 	ev := &c.Event
 	if a := &c.Arrival; a.Hook == trace.HookReceive {
-		add(a.Time, "%s %s -> %s came in on %s of %s", a.Flags, a.Tuple.Src, a.Tuple.Dst, a.Device.Name, name(c.Place))
+		add(a.Time, "%s %s -> %s came in on %s of %s", packetName(a), a.Tuple.Src, a.Tuple.Dst, a.Device.Name, name(c.Place))
 	}
 	if m := &c.Miss; m.Hook != trace.HookUnknown {
 		add(m.Time, "route lookup %s -> %s failed in %s (%s, table %s)", m.Tuple.Src.Addr(), m.Tuple.Dst.Addr(),
@@ -31,7 +31,11 @@ func seen(c *trace.Case) []trace.Evidence {
 	case trace.SymptomSilence:
 		add(ev.Time, "no answer left %s within 200ms", name(c.Place))
 	case trace.SymptomRefused:
-		add(ev.Time, "%s answered with a reset: no socket took the SYN", name(c.Place))
+		answer := "a reset"
+		if ev.Tuple.Protocol == trace.UDP {
+			answer = "ICMP port unreachable"
+		}
+		add(ev.Time, "%s answered with %s: no socket took the %s", name(c.Place), answer, packetName(ev))
 	case trace.SymptomDeaf:
 		add(ev.Time, "%s has %s on %s, and did not answer ARP requests from %s", name(c.Place), ev.Tuple.Dst.Addr(), ev.Device.Name, ev.Tuple.Src.Addr())
 	case trace.SymptomLoop:
@@ -45,6 +49,9 @@ func seen(c *trace.Case) []trace.Evidence {
 func packetName(ev *trace.Event) string {
 	if ev.Flags.IsSYN() || ev.Flags.IsSYNACK() {
 		return ev.Flags.String()
+	}
+	if ev.Tuple.Protocol == trace.UDP {
+		return "datagram"
 	}
 	return "packet"
 }

@@ -246,9 +246,9 @@ func acceptBefore(c *trace.Case, v *trace.FilterVerdict) string {
 		if t.Is6() {
 			family = "ip6"
 		}
-		match := fmt.Sprintf("%s daddr %s tcp dport %d", family, t.Dst.Addr(), t.Dst.Port())
+		match := fmt.Sprintf("%s daddr %s %s dport %d", family, t.Dst.Addr(), t.Protocol, t.Dst.Port())
 		if c.Direction == trace.Reply {
-			match = fmt.Sprintf("%s saddr %s tcp sport %d", family, t.Src.Addr(), t.Src.Port())
+			match = fmt.Sprintf("%s saddr %s %s sport %d", family, t.Src.Addr(), t.Protocol, t.Src.Port())
 			if isTracked(c) {
 				match += " ct state established"
 			}
@@ -260,9 +260,9 @@ func acceptBefore(c *trace.Case, v *trace.FilterVerdict) string {
 		return at(c.Place, "nft insert rule %s handle %d %s accept", where, v.Handle, match) + note
 	}
 	tool := iptablesTool(t, v.Backend)
-	match := fmt.Sprintf("-p tcp -d %s --dport %d", t.Dst.Addr(), t.Dst.Port())
+	match := fmt.Sprintf("-p %s -d %s --dport %d", t.Protocol, t.Dst.Addr(), t.Dst.Port())
 	if c.Direction == trace.Reply {
-		match = fmt.Sprintf("-p tcp -s %s --sport %d", t.Src.Addr(), t.Src.Port())
+		match = fmt.Sprintf("-p %s -s %s --sport %d", t.Protocol, t.Src.Addr(), t.Src.Port())
 		if isTracked(c) {
 			match += " -m conntrack --ctstate ESTABLISHED"
 		}

@@ -13,7 +13,7 @@ func Question(c *trace.Case) (trace.Question, bool) {
 	ev := &c.Event
 	q := trace.Question{
 		Place: c.Place, Packet: ev.Tuple, Flags: ev.Flags, In: ev.InIndex, Out: ev.OutIndex, Mark: ev.Mark,
-		SourceMAC: c.Arrival.SourceMAC, Conntrack: ev.Conntrack, Arrived: c.Arrival.Device.Index,
+		Direction: c.Direction, SourceMAC: c.Arrival.SourceMAC, Conntrack: ev.Conntrack, Arrived: c.Arrival.Device.Index,
 	}
 	switch c.Symptom {
 	case trace.SymptomSilence:
@@ -67,7 +67,7 @@ func DependsOnOwner(c *trace.Case, s *trace.HostState) bool {
 // ReplyQuestion asks whether the filter that dropped a request would drop its
 // answer too, so that the mend lets both pass; false when that is not the question.
 func ReplyQuestion(q *trace.Question) (trace.Question, bool) {
-	if !q.Flags.IsSYN() || len(q.Filters) == 0 {
+	if q.Direction != trace.Request || len(q.Filters) == 0 {
 		return trace.Question{}, false
 	}
 	bridged := q.Filters[0] == trace.Prerouting && q.Out != 0 // between two ports
@@ -75,7 +75,10 @@ func ReplyQuestion(q *trace.Question) (trace.Question, bool) {
 		return trace.Question{}, false
 	}
 	r := *q
-	r.Packet, r.Flags = q.Packet.Reverse(), trace.SYN|trace.ACK
+	r.Packet, r.Direction = q.Packet.Reverse(), trace.Reply
+	if q.Packet.Protocol == trace.TCP {
+		r.Flags = trace.SYN | trace.ACK
+	}
 	r.In, r.Out, r.Arrived, r.SourceMAC = q.Out, q.In, 0, [6]byte{}
 	r.Filters = q.Filters[:1]
 	if bridged {

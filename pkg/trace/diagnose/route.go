@@ -154,7 +154,7 @@ func verifyRoute(c *trace.Case, s *trace.HostState, to netip.Addr) string {
 		if back := c.Miss.Tuple; back.IsValid() && back.Dst.Addr() == to {
 			from = back.Src
 		}
-		return at(c.Place, "%s route get %s from %s%s", ipCommand(to), to, from.Addr(), portArgs(s.Back.Rule, from.Port()))
+		return at(c.Place, "%s route get %s from %s%s", ipCommand(to), to, from.Addr(), portArgs(s.Back.Rule, ev.Tuple.Protocol, from.Port()))
 	case isRerouted(c, s):
 		return at(c.Place, "%s route get %s from %s mark %#x", ipCommand(to), to, ev.Tuple.Src.Addr(), ev.Mark)
 	case to == ev.Tuple.Dst.Addr() && c.Arrival.Device.Name != "":
@@ -164,11 +164,11 @@ func verifyRoute(c *trace.Case, s *trace.HostState, to netip.Addr) string {
 }
 
 // portArgs adds to `ip route get` what a rule that looks at ports has to see.
-func portArgs(rule string, port uint16) string {
+func portArgs(rule string, protocol trace.Protocol, port uint16) string {
 	if !strings.Contains(rule, "ipproto") && !strings.Contains(rule, "port") {
 		return ""
 	}
-	return fmt.Sprintf(" ipproto tcp sport %d", port)
+	return fmt.Sprintf(" ipproto %s sport %d", protocol, port)
 }
 
 func explainRouteRejected(c *trace.Case, s *trace.HostState) *explanation {
