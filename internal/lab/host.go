@@ -234,3 +234,12 @@ func netlinkFamily(a netip.Addr) int {
 	}
 	return netlink.FAMILY_V4
 }
+
+// setMTU changes the largest packet that a device sends, in bytes.
+func (h *host) setMTU(device string, mtu int) error {
+	l, err := h.link(device)
+	if err != nil {
+		return err
+	}
+	return wrap("set MTU of "+device, h.nl.LinkSetMTU(l, mtu))
+}

@@ -81,6 +81,7 @@ type Client struct {
 	Server   netip.AddrPort
 	Connects int           // started one after another, 50 ms apart
 	Timeout  time.Duration // of each connect
+	Payload  int           // bytes of the line that is echoed; 0: a short one
 	Abort    bool          // close with a reset, as health checks do
 	UDP      bool          // datagrams, sent again each second, instead of connections
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -97,7 +98,10 @@ func (c Client) connect(ctx context.Context) Outcome {
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(c.Timeout))
-	const line = "where did my reply go?\n"
+	line := "where did my reply go?\n"
+	if c.Payload > len(line) {
+		line = strings.Repeat("?", c.Payload-len(line)) + line
+	}
 	if _, err := io.WriteString(conn, line); err != nil {
 		return Broken
 	}

@@ -10,6 +10,7 @@ const (
 	SymptomRefused                    // a connection request was answered with a reset, as no socket took it
 	SymptomLoop                       // a packet's hop limit ran out
 	SymptomDeaf                       // a host that is there does not answer for its address
+	SymptomTooBig                     // packets too big for a device go on being sent, or the ICMP error about them was dropped
 	SymptomStray                      // a host sent a request back where it came from, and no answer came
 )
 
@@ -26,6 +27,8 @@ func (s Symptom) String() string {
 		return "loop"
 	case SymptomDeaf:
 		return "deaf"
+	case SymptomTooBig:
+		return "too big"
 	case SymptomStray:
 		return "stray"
 	}
@@ -44,6 +47,10 @@ type Case struct {
 	Miss Event
 	// Rejected: an ICMP error or a reset was sent for this very packet.
 	Rejected bool
+	// TooBig is the ICMP error that said that a packet of the path is too big, where it was sent; zero when none was seen.
+	TooBig Event
+	// TooBigPlace is the namespace that sent it.
+	TooBigPlace Place
 	// Verdict is what netfilter itself said of the packet that it dropped, where the kernel lets it be asked.
 	Verdict Verdict
 	Place   Place // the namespace

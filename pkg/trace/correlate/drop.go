@@ -12,6 +12,10 @@ const dataDrops = 3
 
 // addDrop opens a case when the dropped packet mattered.
 func (t *Table) addDrop(ev *trace.Event) {
+	if ev.Inner && isTooBig(ev) {
+		t.addTooBigDrop(ev)
+		return
+	}
 	if ev.Inner || ev.OtherHost && !isBridgeDrop(ev) {
 		return
 	}

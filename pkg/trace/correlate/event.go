@@ -300,8 +300,11 @@ func (t *Table) addICMPError(ev *trace.Event) {
 	if !p.reject(ev) {
 		return // sent on for a namespace above
 	}
-	if isTimeExceeded(ev) {
+	switch {
+	case isTimeExceeded(ev):
 		t.open(p, trace.SymptomLoop, d, ev)
+	case isTooBig(ev):
+		t.addTooBig(p, d, ev)
 	}
 }
 

@@ -41,6 +41,7 @@ type path struct {
 	refused        uint64       // packet that was refused last
 	refusedAt      time.Time
 	element        *list.Element // in Table.recent
+	tooBig         *tooBig       // nil while nobody has said so
 
 	// UDP alone.
 	clientKey clientKey     // where the client's socket is; zero when that was not seen

@@ -172,8 +172,11 @@ func (t *Table) open(p *path, s trace.Symptom, d trace.Direction, ev *trace.Even
 	if r := p.rejection; r.netns == ev.Netns && ev.Time.Sub(r.at) < rejectionAge {
 		c.Rejected = true
 	}
+	if p.tooBig != nil {
+		c.TooBig, c.TooBigPlace = p.tooBig.ev, t.cfg.Place(p.tooBig.ev.Netns, p.tooBig.ev.Time)
+	}
 	p.changed = true
-	if mayBeNetfilter(ev) && s == trace.SymptomDrop {
+	if mayBeNetfilter(ev) && (s == trace.SymptomDrop || s == trace.SymptomTooBig) {
 		t.verdicts.hold(c)
 		return
 	}

@@ -227,6 +227,10 @@ func (t *Table) addDatagramMiss(ev *trace.Event) {
 
 // addDatagramDrop opens a case about a datagram that was dropped.
 func (t *Table) addDatagramDrop(ev *trace.Event) {
+	if ev.Inner && isTooBig(ev) {
+		t.addTooBigDrop(ev)
+		return
+	}
 	if ev.Inner || ev.OtherHost && !isBridgeDrop(ev) || ev.Reason == "QUEUE_PURGE" || ev.Unbuilt || isRouteQuery(ev) {
 		return
 	}

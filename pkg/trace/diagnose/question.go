@@ -27,6 +27,9 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		return q, true
 	case trace.SymptomRefused, trace.SymptomLoop, trace.SymptomDeaf:
 		return q, true
+	case trace.SymptomTooBig:
+		q.In, q.Out = 0, 0 // the packet's own: of the ICMP error about it nothing is asked
+		return q, true
 	case trace.SymptomDrop:
 		switch {
 		case isNetfilterDrop(c):

@@ -34,6 +34,7 @@ type explanation struct {
 // Rules is the catalogue, in the order in which rules are tried.
 func Rules() []Rule {
 	return []Rule{
+		mtuBlackhole,
 		netfilterReject,
 		netfilterDrop,
 		replyRouteRejected,
