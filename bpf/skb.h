@@ -105,6 +105,8 @@ struct headers {
 	__u8 family;
 	__u8 protocol;
 	__u8 fragment; /* not the first fragment */
+	__u8 more;     /* more fragments follow */
+	__u16 id;      /* of the datagram that fragments belong to: of IPv6's 32 bits the lower half */
 };
 
 /* find_transport fills h from the IP header at network, of which `linear` bytes
@@ -125,6 +127,8 @@ static __always_inline bool find_transport(struct headers *h, const unsigned cha
 		h->family = AF_INET;
 		h->protocol = load8(network + 9);
 		h->fragment = (load16(network + 6) & 0x1fff) != 0;
+		h->more = (load16(network + 6) & 0x2000) != 0;
+		h->id = load16(network + 4);
 		h->transport = network + off;
 		h->left = linear - off;
 		return true;
@@ -134,6 +138,8 @@ static __always_inline bool find_transport(struct headers *h, const unsigned cha
 	h->family = AF_INET6;
 	h->protocol = load8(network + 6);
 	h->fragment = 0;
+	h->more = 0;
+	h->id = 0;
 	off = 40;
 #pragma unroll
 	for (int i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
@@ -150,6 +156,8 @@ static __always_inline bool find_transport(struct headers *h, const unsigned cha
 		if (h->protocol == IPPROTO_FRAGMENT) {
 			if (load16(network + off + 2) & 0xfff8)
 				h->fragment = 1;
+			h->more = load16(network + off + 2) & 1;
+			h->id = load16(network + off + 6);
 			size = 8;
 		} else if (h->protocol == IPPROTO_AH) {
 			size = (size + 2) * 4;
@@ -282,20 +290,17 @@ static __always_inline void fill_place(struct event *e, const struct sk_buff *sk
 /* fill_ip: what fragmentation and loops are told by. */
 static __always_inline void fill_ip(struct event *e, const struct headers *h)
 {
-	__u16 offset;
-
+	e->ip_id = h->id;
+	if (h->more)
+		e->ip_flags |= IP_FLAG_MF;
 	if (h->family == AF_INET) {
-		offset = load16(h->network + 6);
-		e->ip_id = load16(h->network + 4);
 		e->ttl = load8(h->network + 8);
-		if (offset & 0x4000)
+		if (load16(h->network + 6) & 0x4000)
 			e->ip_flags |= IP_FLAG_DF;
-		if (offset & 0x2000)
-			e->ip_flags |= IP_FLAG_MF;
 		return;
 	}
 	e->ttl = load8(h->network + 7);
-	e->ip_flags = IP_FLAG_DF; /* no router may fragment IPv6 */
+	e->ip_flags |= IP_FLAG_DF; /* no router may fragment IPv6 */
 }
 
 static __always_inline void fill_skb(struct event *e, const struct sk_buff *skb, const struct headers *h)

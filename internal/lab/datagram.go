@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -71,7 +72,7 @@ func (c Client) ask(ctx context.Context) Outcome {
 		return failure(err)
 	}
 	defer conn.Close()
-	question := []byte("where did my reply go?")
+	question := bytes.Repeat([]byte("where did my reply go? "), max(1, c.Payload/23))
 	answer := make([]byte, len(question)+1)
 	outcome := Timeout
 	for until := time.Now().Add(c.Timeout); time.Now().Before(until) && ctx.Err() == nil; {

@@ -15,6 +15,13 @@ func (t *Table) Add(ev *trace.Event) {
 		t.verdicts.add(ev)
 		return
 	}
+	if ev.Hook == trace.HookDrop && isRouteQuery(ev) {
+		return
+	}
+	if ev.Fragment && ev.Hook == trace.HookDrop {
+		t.addFragmentDrop(ev)
+		return
+	}
 	if ev.Tuple.Protocol != trace.TCP && ev.Tuple.Protocol != trace.UDP || !ev.Tuple.IsValid() || ev.Fragment || ev.Short && !ev.Inner || isGroup(ev.Tuple.Dst.Addr()) {
 		return
 	}

@@ -64,10 +64,12 @@ type Table struct {
 	connects connects
 	verdicts verdicts
 	udp      udpPaths
-	advanced time.Time
-	cases    []trace.Case
-	done     []trace.Path
-	evicted  uint64
+
+	fragments fragments
+	advanced  time.Time
+	cases     []trace.Case
+	done      []trace.Path
+	evicted   uint64
 	// tellsICMP: this kernel has the hook icmp_send, so IPv4's errors need not be seen as packets.
 	tellsICMP bool
 }
@@ -274,6 +276,7 @@ func (t *Table) remove(p *path) {
 	}
 	t.handOut(p)
 	t.udp.forget(p)
+	t.fragments.forget(p)
 	t.recent.Remove(p.element)
 	p.element = nil
 	for _, k := range p.keys {

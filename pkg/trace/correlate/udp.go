@@ -163,6 +163,9 @@ func (t *Table) datagram(ev *trace.Event) (*path, trace.Direction) {
 	}
 	t.touch(p, request, ev)
 	t.udp.see(p, d, ev)
+	if ev.MoreFragments {
+		t.fragments.add(p, d, ev)
+	}
 	return p, d
 }
 
@@ -231,7 +234,7 @@ func (t *Table) addDatagramDrop(ev *trace.Event) {
 		t.addTooBigDrop(ev)
 		return
 	}
-	if ev.Inner || ev.OtherHost && !isBridgeDrop(ev) || ev.Reason == "QUEUE_PURGE" || ev.Unbuilt || isRouteQuery(ev) {
+	if ev.Inner || ev.OtherHost && !isBridgeDrop(ev) || ev.Reason == "QUEUE_PURGE" || ev.Unbuilt {
 		return
 	}
 	if isUDPReceive(ev) {

@@ -32,6 +32,8 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		return q, true
 	case trace.SymptomDrop:
 		switch {
+		case ev.Fragment, isReassembly(ev):
+			return q, true // a fragment has no ports: which rule takes it cannot be told by the datagram's
 		case isNetfilterDrop(c):
 			q.Filters = netfilterHooks(c)
 			if ev.OtherHost && ev.Device.Index != ev.InIndex {

@@ -35,6 +35,7 @@ type explanation struct {
 func Rules() []Rule {
 	return []Rule{
 		mtuBlackhole,
+		fragmentDrop,
 		netfilterReject,
 		netfilterDrop,
 		replyRouteRejected,
