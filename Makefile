@@ -26,6 +26,10 @@ PKG       ?= ./...
 TESTFLAGS ?=
 FUZZTIME  ?= 10s
 
+# What test-vm boots: series of Debian's kernels. MATRIX=-check compares the outcome with docs/kernels.md instead of writing it.
+KERNELS ?= 5.10 6.1 6.12 6.18 7.2
+MATRIX  ?=
+
 BUILDFLAGS := -trimpath -ldflags '-s -w -X github.com/replypath/replypath/internal/version.version=$(VERSION)'
 
 # Tests of the whole ask these programs, rather than build some of their own as root.
@@ -45,6 +49,8 @@ endif
 # The peers that tests run the real thing against: rules that nft and iptables
 # wrote, entries that conntrack lists, networks that ip and sysctl set up.
 TEST_PACKAGES := nftables iptables conntrack iproute2 procps
+# The machines that other kernels run in, and what shares this one's root with them: before Debian 13 that came with qemu.
+VM_PACKAGES = qemu-system-x86 kmod $(shell apt-cache pkgnames virtiofsd 2>/dev/null | grep -x virtiofsd)
 # The compilers of the eBPF programs and of the API.
 GENERATE_PACKAGES := clang-19 llvm-19 libbpf-dev protobuf-compiler libprotobuf-dev
 
@@ -84,6 +90,11 @@ test: build deps-test root ## run all tests, those of kernel and network as root
 .PHONY: test-unit
 test-unit: ## run the tests as you are: without root, those that need it are skipped
 	$(GO) test $(TESTFLAGS) $(PKG)
+
+.PHONY: test-vm
+test-vm: build deps-test deps-vm root ## run labs and tests on other kernels, in virtual machines; write docs/kernels.md
+	GO='$(GO)' test/vm/run $(KERNELS)
+	$(GO) run ./test/vm/matrix $(MATRIX) $(KERNELS)
 
 .PHONY: race
 race: build deps-test root ## run all tests under the race detector (needs a C compiler, CC)
@@ -146,10 +157,11 @@ ifdef SUDO
 	@$(SUDO) true
 endif
 
-.PHONY: deps-test deps-generate
+.PHONY: deps-test deps-vm deps-generate
 deps-test: PACKAGES = $(TEST_PACKAGES)
+deps-vm: PACKAGES = $(VM_PACKAGES)
 deps-generate: PACKAGES = $(GENERATE_PACKAGES)
-deps-test deps-generate: root
+deps-test deps-vm deps-generate: root
 	@command -v dpkg-query >/dev/null || { echo 'no Debian packages here: these are needed, under their names on this system: $(PACKAGES)' >&2; exit 0; }; \
 	missing=$$(for p in $(PACKAGES); do dpkg-query -Wf '$${db:Status-Status}' "$$p" 2>/dev/null | grep -qx installed || echo "$$p"; done); \
 	[ -n "$$missing" ] || exit 0; \

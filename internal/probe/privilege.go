@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -16,7 +17,17 @@ func firstLine(err error) string {
 		return unix.EPERM.Error()
 	}
 	line, _, _ := strings.Cut(err.Error(), "\n")
-	return line
+	return omitted.ReplaceAllString(line, "")
+}
+
+// omitted is what the library says of the rest of the verifier's log.
+var omitted = regexp.MustCompile(` \(\d+ line\(s\) omitted\)`)
+
+// isLockdown reports a refusal because the kernel is locked down: that takes the
+// helpers away that read the kernel's memory.
+func isLockdown(err error) bool {
+	text := err.Error()
+	return strings.Contains(text, "unknown func bpf_probe_read") || strings.Contains(text, "cannot use helper bpf_probe_read")
 }
 
 // neededCapabilities are those without which loading fails (kernel 5.8 on).
@@ -27,8 +38,7 @@ var neededCapabilities = []struct {
 
 // advice says what is known of why the kernel refused, and what to do; "" when nothing is.
 func advice(err error) string {
-	// What locks it down takes the helper away that reads the kernel's memory.
-	if mode := lockdown(); mode == "confidentiality" || mode == "" && strings.Contains(err.Error(), "unknown func bpf_probe_read") {
+	if isLockdown(err) {
 		return "; the kernel is locked down (confidentiality) and lets no program read its memory: boot it with lockdown=integrity, or without"
 	}
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
@@ -37,22 +47,11 @@ func advice(err error) string {
 	if missing := missingCapabilities(); missing != "" {
 		return fmt.Sprintf("; this process lacks %s: run it as root, or give it these capabilities", missing)
 	}
-	if limit, limited := memlockLimit(); limited {
+	if limit, limited := memlockLimit(); limited && errors.Is(err, unix.EPERM) {
 		return fmt.Sprintf("; kernels before 5.11 count eBPF memory against RLIMIT_MEMLOCK, which is %d KiB here: "+
 			"raise it (ulimit -l unlimited; systemd: LimitMEMLOCK=infinity) or give this process CAP_SYS_RESOURCE", limit>>10)
 	}
 	return ""
-}
-
-// lockdown is the mode of the kernel's lockdown (kernel_lockdown(7)); "" when it cannot be read.
-func lockdown() string {
-	b, err := os.ReadFile("/sys/kernel/security/lockdown")
-	if err != nil {
-		return ""
-	}
-	_, mode, _ := strings.Cut(string(b), "[")
-	mode, _, _ = strings.Cut(mode, "]")
-	return mode
 }
 
 // missingCapabilities names what this process lacks of what loading needs.
