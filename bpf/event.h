@@ -30,7 +30,6 @@ enum event_flag {
 	EVENT_SHORT = 8,         /* the packet ends within its transport header */
 	EVENT_INNER = 16,        /* an ICMP error; tuple and TCP fields are those of the packet that it is about */
 	EVENT_OTHERHOST = 32,    /* addressed to another MAC: bridged, or flooded here */
-	EVENT_GROUP = 128,       /* addressed to a broadcast or multicast MAC */
 	EVENT_UNBUILT = 64,      /* dropped before it had an IP header: the tuple is its socket's */
 };
 
@@ -45,8 +44,9 @@ enum function {
 
 /* Bits of event.ip_flags. */
 enum ip_flag {
-	IP_FLAG_DF = 1, /* must not be fragmented */
-	IP_FLAG_MF = 2, /* more fragments follow */
+	IP_FLAG_DF = 1,    /* must not be fragmented */
+	IP_FLAG_MF = 2,    /* more fragments follow */
+	IP_FLAG_GROUP = 4, /* addressed to a broadcast or multicast MAC */
 };
 
 /* Causes of loss, indices of the map "losses". Same order as probe.LossCauses. */

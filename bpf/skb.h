@@ -318,7 +318,7 @@ static __always_inline void fill_skb(struct event *e, const struct sk_buff *skb,
 	if (kind == PACKET_OTHERHOST)
 		e->flags |= EVENT_OTHERHOST;
 	if (kind == PACKET_BROADCAST || kind == PACKET_MULTICAST)
-		e->flags |= EVENT_GROUP;
+		e->ip_flags |= IP_FLAG_GROUP;
 	if (mac != 0xffff && head + mac + 14 <= h->network)
 		bpf_probe_read_kernel(e->source_mac, sizeof(e->source_mac), head + mac + 6);
 	fill_packet(e, h);

@@ -55,7 +55,7 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 		Fragment:      e.Flags&uint8(dropEventFlagEVENT_FRAGMENT) != 0,
 		Inner:         e.Flags&uint8(dropEventFlagEVENT_INNER) != 0,
 		OtherHost:     e.Flags&uint8(dropEventFlagEVENT_OTHERHOST) != 0,
-		Group:         e.Flags&uint8(dropEventFlagEVENT_GROUP) != 0,
+		Group:         e.IpFlags&uint8(dropIpFlagIP_FLAG_GROUP) != 0,
 		Unbuilt:       e.Flags&uint8(dropEventFlagEVENT_UNBUILT) != 0,
 		Short:         e.Flags&uint8(dropEventFlagEVENT_SHORT) != 0,
 		HasRoute:      e.Flags&uint8(dropEventFlagEVENT_HAS_ROUTE) != 0,

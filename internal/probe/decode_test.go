@@ -55,8 +55,8 @@ var want4 = trace.Tuple{Protocol: trace.TCP, Src: netip.MustParseAddrPort("198.5
 func TestDecodeDrop(t *testing.T) {
 	e := dropEvent{
 		Hook: uint16(dropHookHOOK_DROP), Netns: 4026531840, Ifindex: 2, Device: device("eth0"), Tuple: tuple4(), TcpFlags: 2,
-		Seq: 7, Symbol: 0xffffffff81000123, Reason: 9, Flags: uint8(dropEventFlagEVENT_HAS_ROUTE | dropEventFlagEVENT_GROUP), InIfindex: 2, OutIfindex: 3,
-		IpLen: 1500, IpId: 7, Ttl: 63, IpFlags: uint8(dropIpFlagIP_FLAG_DF),
+		Seq: 7, Symbol: 0xffffffff81000123, Reason: 9, Flags: uint8(dropEventFlagEVENT_HAS_ROUTE), InIfindex: 2, OutIfindex: 3,
+		IpLen: 1500, IpId: 7, Ttl: 63, IpFlags: uint8(dropIpFlagIP_FLAG_DF | dropIpFlagIP_FLAG_GROUP),
 	}
 	var ev trace.Event
 	if err := testDecoder().decode(record(e), &ev); err != nil {

@@ -74,7 +74,6 @@ const (
 	dropEventFlagEVENT_SHORT         dropEventFlag = 8
 	dropEventFlagEVENT_INNER         dropEventFlag = 16
 	dropEventFlagEVENT_OTHERHOST     dropEventFlag = 32
-	dropEventFlagEVENT_GROUP         dropEventFlag = 128
 	dropEventFlagEVENT_UNBUILT       dropEventFlag = 64
 )
 
@@ -106,8 +105,9 @@ const (
 type dropIpFlag uint32
 
 const (
-	dropIpFlagIP_FLAG_DF dropIpFlag = 1
-	dropIpFlagIP_FLAG_MF dropIpFlag = 2
+	dropIpFlagIP_FLAG_DF    dropIpFlag = 1
+	dropIpFlagIP_FLAG_MF    dropIpFlag = 2
+	dropIpFlagIP_FLAG_GROUP dropIpFlag = 4
 )
 
 type dropLastPacket struct {
