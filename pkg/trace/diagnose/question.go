@@ -43,6 +43,12 @@ func Question(c *trace.Case) (trace.Question, bool) {
 			return q, true
 		case isRoutingDrop(ev):
 			return q, true
+		case isXDPDrop(ev) || isTCDrop(ev):
+			q.Attached = attachedDevice(ev)
+			if q.In == 0 && isXDPDrop(ev) {
+				q.In = ev.Device.Index // it came in, but was not received yet
+			}
+			return q, true
 		}
 	}
 	return trace.Question{}, false

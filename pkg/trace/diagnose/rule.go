@@ -34,6 +34,8 @@ type explanation struct {
 // Rules is the catalogue, in the order in which rules are tried.
 func Rules() []Rule {
 	return []Rule{
+		xdpDrop,
+		tcDrop,
 		netfilterReject,
 		netfilterDrop,
 		replyRouteRejected,

@@ -1,0 +1,10 @@
+package netstate
+
+// extraSections lists what only some questions need.
+func (r *reading) extraSections() []section {
+	var extra []section
+	if r.q.Attached != 0 {
+		extra = append(extra, section{"programs", r.readAttachments})
+	}
+	return extra
+}
