@@ -294,6 +294,11 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 				s.ReplyFilters = answer.Filters
 			}
 		}
+		if known, ok := diagnose.TrackedQuestion(&q); ok && len(s.Filters) > 0 {
+			if answer, err := i.read(ctx, known); err == nil && len(answer.Unread) == 0 {
+				s.Tracked, s.IfTracked = true, answer.Filters
+			}
+		}
 		if diagnose.DependsOnPath(c, &s) {
 			s.PathGateways = i.pathGateways(c)
 		}

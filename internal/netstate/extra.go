@@ -6,5 +6,8 @@ func (r *reading) extraSections() []section {
 	if r.q.Attached != 0 {
 		extra = append(extra, section{"programs", r.readAttachments})
 	}
+	if r.q.Limits {
+		extra = append(extra, section{"connection tracking", r.readTracking})
+	}
 	return extra
 }

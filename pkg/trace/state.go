@@ -20,10 +20,11 @@ type Question struct {
 	NextHop   netip.Addr      // neighbour to look at; invalid: the one that the route names
 	Filters   []NetfilterHook // hooks at which a filter dropped the packet, most likely first; nil: rules are not read
 	Conntrack Conntrack
-	Attached  uint32 // ifindex of the device whose tc filters and XDP programs are listed; 0: none
-	Limits    bool   // the state of connection tracking is read
-	Receivers bool   // the sockets that take the packet are looked for
-	Tunnels   bool   // the tunnel devices are listed
+	Attached  uint32    // ifindex of the device whose tc filters and XDP programs are listed; 0: none
+	Tracked   Conntrack // the entry that the packet would have if its connection were known: what would the filters do then?
+	Limits    bool      // the state of connection tracking is read
+	Receivers bool      // the sockets that take the packet are looked for
+	Tunnels   bool      // the tunnel devices are listed
 }
 
 // HostState is what one namespace said, at one time, in answer to a Question.

@@ -8,7 +8,10 @@ import (
 )
 
 // explainedElsewhere are the rules whose cases are in tests of their own.
-var explainedElsewhere = map[string]bool{"xdp-drop": true, "tc-drop": true}
+var explainedElsewhere = map[string]bool{
+	"xdp-drop": true, "tc-drop": true, "conntrack-full": true, "conntrack-invalid-drop": true,
+	"socket-buffer-full": true, "tunnel-mismatch": true,
+}
 
 func attached(point trace.AttachPoint, change func(*trace.Attachment)) trace.Attachment {
 	a := trace.Attachment{Point: point, Device: eth0, Program: 7, Name: "dropper", Tag: "abc"}

@@ -31,6 +31,7 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		switch {
 		case isNetfilterDrop(c):
 			q.Filters = netfilterHooks(c)
+			q.Limits, q.Tracked = asksLimits(c), tracked(c)
 			if ev.OtherHost && ev.Device.Index != ev.InIndex {
 				q.Out = ev.Device.Index // a bridge has chosen the port; there is no route
 			}

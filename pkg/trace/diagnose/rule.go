@@ -36,6 +36,8 @@ func Rules() []Rule {
 	return []Rule{
 		xdpDrop,
 		tcDrop,
+		conntrackFull,
+		conntrackInvalidDrop,
 		netfilterReject,
 		netfilterDrop,
 		replyRouteRejected,
