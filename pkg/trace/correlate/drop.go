@@ -124,7 +124,7 @@ func (p *path) dropAt(d trace.Direction, ev *trace.Event) {
 // isBeforeArrival reports a drop by an XDP program that a driver runs: the packet
 // came in, but was not received yet.
 func isBeforeArrival(ev *trace.Event) bool {
-	return strings.HasPrefix(ev.Symbol, "veth_xdp_rcv")
+	return strings.HasPrefix(ev.Symbol, "veth_xdp_rcv") || strings.HasPrefix(ev.Symbol, "veth_poll")
 }
 
 // isOwnBusiness reports drops by which TCP keeps its own house: duplicates,

@@ -50,7 +50,7 @@ func isXDPDrop(ev *trace.Event) bool {
 	case "XDP":
 		return true
 	case "", "NOT_SPECIFIED":
-		return hasPrefix(ev.Symbol, "veth_xdp_rcv", "do_xdp_generic", "netif_receive_generic_xdp", "bpf_prog_run_generic_xdp")
+		return hasPrefix(ev.Symbol, "veth_xdp_rcv", "veth_poll", "do_xdp_generic", "netif_receive_generic_xdp", "bpf_prog_run_generic_xdp")
 	}
 	return false
 }
