@@ -305,6 +305,9 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		if diagnose.DependsOnNextHop(c, &s) {
 			s.NextHopOwner, s.NextHopDevice = i.holder(s.NextHop.Addr, q.Place.Netns)
 		}
+		if diagnose.DependsOnTunnels(c, &s) {
+			s.FarTunnels = i.farTunnels(q.Place.Netns)
+		}
 		if diagnose.DependsOnOwner(c, &s) {
 			s.Owners = i.owners(q.Packet.Dst.Addr(), q.Place.Netns)
 		}

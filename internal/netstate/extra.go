@@ -9,5 +9,8 @@ func (r *reading) extraSections() []section {
 	if r.q.Limits {
 		extra = append(extra, section{"connection tracking", r.readTracking})
 	}
+	if r.q.Tunnels {
+		extra = append(extra, section{"tunnels", r.readTunnels})
+	}
 	return extra
 }

@@ -71,7 +71,14 @@ const (
 	dropEventFlagEVENT_INNER         dropEventFlag = 16
 	dropEventFlagEVENT_OTHERHOST     dropEventFlag = 32
 	dropEventFlagEVENT_UNBUILT       dropEventFlag = 64
+	dropEventFlagEVENT_TUNNEL        dropEventFlag = 128
 )
+
+type dropEventTunnel struct {
+	_      structs.HostLayout
+	Base   dropEventConntrack
+	Tunnel dropTunnel
+}
 
 type dropEventVerdict struct {
 	_     structs.HostLayout
@@ -131,6 +138,26 @@ type dropSymbolName struct {
 	Name [64]int8
 }
 
+type dropTunnel struct {
+	_        structs.HostLayout
+	Packet   dropTuple
+	Seq      uint32
+	Ack      uint32
+	Id       uint32
+	Kind     uint8
+	TcpFlags uint8
+	Pad      [2]uint8
+}
+
+type dropTunnelKind uint32
+
+const (
+	dropTunnelKindTUNNEL_VXLAN  dropTunnelKind = 1
+	dropTunnelKindTUNNEL_GENEVE dropTunnelKind = 2
+	dropTunnelKindTUNNEL_GRE    dropTunnelKind = 3
+	dropTunnelKindTUNNEL_IP     dropTunnelKind = 4
+)
+
 type dropTuple struct {
 	_        structs.HostLayout
 	Saddr    [16]uint8
@@ -146,6 +173,7 @@ type dropTuple struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	dropMapCarriedPackets = "carried_packets"
 	dropMapEvents         = "events"
 	dropMapLastPackets    = "last_packets"
 	dropMapLosses         = "losses"
@@ -156,6 +184,8 @@ const (
 	dropVarAbiFlag        = "abi_flag"
 	dropVarAbiHook        = "abi_hook"
 	dropVarAbiLoss        = "abi_loss"
+	dropVarAbiTunnel      = "abi_tunnel"
+	dropVarAbiTunnelKind  = "abi_tunnel_kind"
 	dropVarAbiVerdict     = "abi_verdict"
 	dropVarHasDropReason  = "has_drop_reason"
 	dropVarIgnoredReasons = "ignored_reasons"
@@ -212,6 +242,7 @@ type dropProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type dropMapSpecs struct {
+	CarriedPackets *ebpf.MapSpec `ebpf:"carried_packets"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
@@ -227,6 +258,8 @@ type dropVariableSpecs struct {
 	AbiFlag        *ebpf.VariableSpec `ebpf:"abi_flag"`
 	AbiHook        *ebpf.VariableSpec `ebpf:"abi_hook"`
 	AbiLoss        *ebpf.VariableSpec `ebpf:"abi_loss"`
+	AbiTunnel      *ebpf.VariableSpec `ebpf:"abi_tunnel"`
+	AbiTunnelKind  *ebpf.VariableSpec `ebpf:"abi_tunnel_kind"`
 	AbiVerdict     *ebpf.VariableSpec `ebpf:"abi_verdict"`
 	HasDropReason  *ebpf.VariableSpec `ebpf:"has_drop_reason"`
 	IgnoredReasons *ebpf.VariableSpec `ebpf:"ignored_reasons"`
@@ -254,6 +287,7 @@ func (o *dropObjects) Close() error {
 //
 // It can be passed to loadDropObjects or ebpf.CollectionSpec.LoadAndAssign.
 type dropMaps struct {
+	CarriedPackets *ebpf.Map `ebpf:"carried_packets"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
 	Losses         *ebpf.Map `ebpf:"losses"`
@@ -263,6 +297,7 @@ type dropMaps struct {
 
 func (m *dropMaps) Close() error {
 	return _DropClose(
+		m.CarriedPackets,
 		m.Events,
 		m.LastPackets,
 		m.Losses,
@@ -279,6 +314,8 @@ type dropVariables struct {
 	AbiFlag        *ebpf.Variable `ebpf:"abi_flag"`
 	AbiHook        *ebpf.Variable `ebpf:"abi_hook"`
 	AbiLoss        *ebpf.Variable `ebpf:"abi_loss"`
+	AbiTunnel      *ebpf.Variable `ebpf:"abi_tunnel"`
+	AbiTunnelKind  *ebpf.Variable `ebpf:"abi_tunnel_kind"`
 	AbiVerdict     *ebpf.Variable `ebpf:"abi_verdict"`
 	HasDropReason  *ebpf.Variable `ebpf:"has_drop_reason"`
 	IgnoredReasons *ebpf.Variable `ebpf:"ignored_reasons"`

@@ -53,12 +53,18 @@ func (t *Table) addDataDrop(ev *trace.Event) {
 	if ev.Flags.Has(trace.RST) {
 		return
 	}
-	p, d := t.findTuple(ev.Netns, ev.Tuple)
+	t.addPacketDrop(ev, ev)
+}
+
+// addPacketDrop follows the drop of a packet after the handshake. The packet is
+// the one dropped, or the one that it carried.
+func (t *Table) addPacketDrop(packet, ev *trace.Event) {
+	p, d := t.findTuple(ev.Netns, packet.Tuple)
 	if p == nil {
-		if ev.Flags.Has(trace.FIN) {
+		if packet.Flags.Has(trace.FIN) {
 			return // the rest of a connection that is gone
 		}
-		p, d = t.adopt(ev)
+		p, d = t.adopt(packet)
 	}
 	if p.closed {
 		return
@@ -71,19 +77,23 @@ func (t *Table) addDataDrop(ev *trace.Event) {
 	}
 }
 
-func (t *Table) addHandshakeDrop(ev *trace.Event) {
-	d, seq, request := trace.Request, ev.Seq, ev.Tuple
-	if ev.Flags.IsSYNACK() {
-		d, seq, request = trace.Reply, ev.Ack-1, ev.Tuple.Reverse()
+func (t *Table) addHandshakeDrop(ev *trace.Event) { t.addHandshakePacketDrop(ev, ev) }
+
+// addHandshakePacketDrop follows the drop of a SYN or SYN-ACK: the packet is the
+// one dropped, or the one that it carried.
+func (t *Table) addHandshakePacketDrop(packet, ev *trace.Event) {
+	d, seq, request := trace.Request, packet.Seq, packet.Tuple
+	if packet.Flags.IsSYNACK() {
+		d, seq, request = trace.Reply, packet.Ack-1, packet.Tuple.Reverse()
 	}
-	p := t.findSeq(seq, d, request, ev)
+	p := t.findSeq(seq, d, request, packet)
 	if p == nil {
-		p = t.create(seq, request, ev)
+		p = t.create(seq, request, packet)
 		if d == trace.Request && ev.InIndex == 0 {
 			p.process = t.connects.find(ev.Netns, p.server, trace.Process{})
 		}
 	}
-	t.touch(p, request, ev)
+	t.touch(p, request, packet)
 	p.settle(ev.Netns)
 	p.dropAt(d, ev)
 	t.open(p, trace.SymptomDrop, d, ev)

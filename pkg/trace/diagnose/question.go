@@ -28,7 +28,10 @@ func Question(c *trace.Case) (trace.Question, bool) {
 	case trace.SymptomRefused, trace.SymptomLoop, trace.SymptomDeaf:
 		return q, true
 	case trace.SymptomDrop:
+		q.Tunnels = isTunnelDrop(ev) || isNeighborDrop(ev)
 		switch {
+		case isTunnelDrop(ev):
+			return q, true
 		case isNetfilterDrop(c):
 			q.Filters = netfilterHooks(c)
 			q.Limits, q.Tracked = asksLimits(c), tracked(c)
