@@ -12,5 +12,8 @@ func (r *reading) extraSections() []section {
 	if r.q.Tunnels {
 		extra = append(extra, section{"tunnels", r.readTunnels})
 	}
+	if r.q.Receivers {
+		extra = append(extra, section{"sockets", r.readReceivers})
+	}
 	return extra
 }

@@ -30,6 +30,9 @@ func Question(c *trace.Case) (trace.Question, bool) {
 	case trace.SymptomDrop:
 		q.Tunnels = isTunnelDrop(ev) || isNeighborDrop(ev)
 		switch {
+		case isBufferDrop(ev) && !ev.Carried.Known():
+			q.Receivers = true
+			return q, true
 		case isTunnelDrop(ev):
 			return q, true
 		case isNetfilterDrop(c):

@@ -38,6 +38,7 @@ func Rules() []Rule {
 		xdpDrop,
 		tcDrop,
 		tunnelMismatch,
+		socketBufferFull,
 		conntrackFull,
 		conntrackInvalidDrop,
 		netfilterReject,
