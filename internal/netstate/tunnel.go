@@ -63,32 +63,34 @@ func tunnelsOf(h *netlink.Handle) ([]trace.Tunnel, error) {
 func tunnelOf(l netlink.Link) (trace.Tunnel, bool) {
 	a := l.Attrs()
 	t := trace.Tunnel{Device: trace.Device{Index: uint32(a.Index), Name: a.Name}, Kind: l.Type(), Up: a.RawFlags&unix.IFF_UP != 0}
-	ends := func(local, remote net.IP) { t.Local, t.Remote = address(local), address(remote) }
+	between := func(local, remote net.IP) { t.Local, t.Remote = address(local), address(remote) }
 	switch d := l.(type) {
 	case *netlink.Vxlan:
 		t.ID, t.Port, t.External = uint32(d.VxlanId), uint16(d.Port), d.FlowBased
-		ends(d.SrcAddr, d.Group)
+		between(d.SrcAddr, d.Group)
 	case *netlink.Geneve:
 		t.ID, t.Port, t.External = d.ID, d.Dport, d.FlowBased
-		ends(nil, d.Remote)
+		between(nil, d.Remote)
 	case *netlink.Iptun:
 		t.External = d.FlowBased
-		ends(d.Local, d.Remote)
+		between(d.Local, d.Remote)
 	case *netlink.Sittun:
-		ends(d.Local, d.Remote)
+		between(d.Local, d.Remote)
 	case *netlink.Ip6tnl:
 		t.External = d.FlowBased
-		ends(d.Local, d.Remote)
+		between(d.Local, d.Remote)
 	case *netlink.Gretun:
 		t.ID, t.External = d.IKey, d.FlowBased
-		ends(d.Local, d.Remote)
+		between(d.Local, d.Remote)
 	case *netlink.Gretap:
 		t.ID, t.External = d.IKey, d.FlowBased
-		ends(d.Local, d.Remote)
+		between(d.Local, d.Remote)
 	default:
 		return t, false
 	}
-	return t, true
+	ends := t.Local.IsValid() || t.Remote.IsValid()
+	udp := t.Port != 0
+	return t, udp || ends || t.External || t.ID != 0 // else it is what the module makes for itself: tunl0, gre0, …
 }
 
 // address is a.Unmap() of a net.IP; invalid for none and for the unspecified one.

@@ -58,12 +58,12 @@ func explainSocketBuffer(c *trace.Case, s *trace.HostState) *explanation {
 	if !told || !ok {
 		e.confidence = trace.Likely
 	}
-	owner := "the program"
+	owner := "its program"
 	if ok {
 		if p := socket.Process; p.PID != 0 {
 			owner = fmt.Sprintf("%s (pid %d)", printable(p.Comm), p.PID)
 		}
-		e.cause += fmt.Sprintf(" %s does not read from it fast enough: %d of %d bytes are in use, and %d packets were dropped for it.", capital(owner), socket.Used, socket.Buffer, socket.Drops)
+		e.cause += fmt.Sprintf(" Of its %d bytes %d are in use, and it has dropped %d packets: %s does not read fast enough.", socket.Buffer, socket.Used, socket.Drops, owner)
 		e.evidence = append(e.evidence, state(s, "socket %s of %s: receive buffer %d of %d bytes, %d drops", socket.Local, owner, socket.Used, socket.Buffer, socket.Drops))
 	}
 	e.fix = growBuffer(c, socket, owner)

@@ -25,9 +25,9 @@ func TestExplainSocketBuffer(t *testing.T) {
 	}{
 		"UDP":                      {datagram("SOCKET_RCVBUFF", "udp_queue_rcv_one_skb"), trace.HostState{Sockets: []trace.Socket{idle, socket}}, "socket-buffer-full", trace.Certain, "slowd (pid 12)"},
 		"UDP, socket is gone":      {datagram("SOCKET_RCVBUFF", "udp_queue_rcv_one_skb"), trace.HostState{}, "socket-buffer-full", trace.Likely, ""},
-		"UDP, no reason":           {datagram("", "udpv6_queue_rcv_one_skb"), trace.HostState{Sockets: []trace.Socket{socket}}, "socket-buffer-full", trace.Likely, "7 packets were dropped"},
+		"UDP, no reason":           {datagram("", "udpv6_queue_rcv_one_skb"), trace.HostState{Sockets: []trace.Socket{socket}}, "socket-buffer-full", trace.Likely, "has dropped 7 packets"},
 		"UDP, no reason, no drops": {datagram("", "udp_queue_rcv_one_skb"), trace.HostState{Sockets: []trace.Socket{idle}}, "", 0, ""},
-		"TCP":                      {dropped(vip4, "SOCKET_BACKLOG", "tcp_add_backlog"), trace.HostState{Sockets: []trace.Socket{socket}}, "socket-buffer-full", trace.Certain, "4000 of 4096"},
+		"TCP":                      {dropped(vip4, "SOCKET_BACKLOG", "tcp_add_backlog"), trace.HostState{Sockets: []trace.Socket{socket}}, "socket-buffer-full", trace.Certain, "Of its 4096 bytes 4000"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/replypath/replypath/pkg/trace"
 )
@@ -109,10 +110,11 @@ func showTunnel(t *trace.Tunnel) string {
 }
 
 // recreate is the command that gives a device another number, port or end:
-// VNI, port and addresses of a VXLAN cannot be changed while it is there.
+// VNI and port cannot be changed while it is there, those of GRE and IPIP can.
 func recreate(p trace.Place, t *trace.Tunnel, id uint32, port uint16, remote netip.Addr) string {
 	args := fmt.Sprintf("type %s", t.Kind)
-	switch kindOf(t.Kind) {
+	kind := kindOf(t.Kind)
+	switch kind {
 	case "vxlan", "geneve":
 		args += fmt.Sprintf(" id %d dstport %d", id, port)
 	case "gre":
@@ -125,8 +127,14 @@ func recreate(p trace.Place, t *trace.Tunnel, id uint32, port uint16, remote net
 		args += " remote " + remote.String()
 	}
 	dev := quote(t.Device.Name)
+	if kind == "gre" || kind == "ip" {
+		return at(p, "ip link set dev %s %s", dev, args) + "   # leaves its addresses and routes as they are"
+	}
 	return "# " + at(p, "ip link del %s", dev) + " && " + at(p, "ip link add %s %s", dev, args) + "   # with its other options; then its addresses and routes again"
 }
+
+// orElse makes a command the second choice.
+func orElse(command string) string { return "# or " + strings.TrimPrefix(command, "# ") }
 
 // showTunnels is the command that shows a device's tunnel.
 func showTunnels(p trace.Place, t *trace.Tunnel) string {
@@ -206,8 +214,7 @@ func explainTunnelDrop(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	e.fix = []string{recreate(c.Place, own, in.ID, port, from)}
 	if sent {
-		e.fix = append(e.fix, recreate(sender.Place, &sender.Tunnel, own.ID, own.Port, ev.Tuple.Dst.Addr()))
-		e.fix[1] += "; one of the two"
+		e.fix = append(e.fix, orElse(recreate(sender.Place, &sender.Tunnel, own.ID, own.Port, ev.Tuple.Dst.Addr())))
 		e.evidence = append(e.evidence, state(s, "%s has %s", name(sender.Place), showTunnel(&sender.Tunnel)))
 	}
 	return e
@@ -397,7 +404,7 @@ func explainSilentTunnel(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	if e.fix == nil {
 		e.fix = []string{recreate(far.Place, &far.Tunnel, own.ID, own.Port, far.Remote),
-			recreate(c.Place, &own, far.ID, far.Port, own.Remote) + "; one of the two"}
+			orElse(recreate(c.Place, &own, far.ID, far.Port, own.Remote))}
 	}
 	return e
 }
