@@ -31,6 +31,15 @@ enum event_flag {
 	EVENT_INNER = 16,        /* an ICMP error; tuple and TCP fields are those of the packet that it is about */
 	EVENT_OTHERHOST = 32,    /* addressed to another MAC: bridged, or flooded here */
 	EVENT_UNBUILT = 64,      /* dropped before it had an IP header: the tuple is its socket's */
+	EVENT_TUNNEL = 128,      /* it carries another packet: struct event_tunnel */
+};
+
+/* Kinds of tunnels, by what their headers look like. */
+enum tunnel_kind {
+	TUNNEL_VXLAN = 1,
+	TUNNEL_GENEVE = 2,
+	TUNNEL_GRE = 3,
+	TUNNEL_IP = 4, /* IP in IP */
 };
 
 /* The functions whose verdicts are told. Same order as probe.functions. */
@@ -123,6 +132,23 @@ struct event_verdict {
 	struct event event;
 	char table[64];
 	char chain[64]; /* the base chain; empty for iptables-legacy, whose tables have one for each hook */
+};
+
+/* What a tunnel's packet carries. */
+struct tunnel {
+	struct tuple packet;
+	__u32 seq;
+	__u32 ack;
+	__u32 id; /* VNI, or GRE's key */
+	__u8 kind; /* enum tunnel_kind */
+	__u8 tcp_flags;
+	__u8 pad[2];
+};
+
+/* The fourth form, of drops: with the packet that the dropped one carried. */
+struct event_tunnel {
+	struct event_conntrack base;
+	struct tunnel tunnel;
 };
 
 #endif

@@ -243,12 +243,13 @@ type answerKey struct {
 	mark    uint32
 	filters string
 	ct      uint8
+	extra   [4]uint32 // what only some questions ask for
 }
 
 func keyOf(q *trace.Question) answerKey {
 	k := answerKey{
 		place: q.Place, packet: q.Packet, flags: q.Flags, in: q.In, out: q.Out, arrived: q.Arrived, mark: q.Mark,
-		filters: fmt.Sprint(q.Filters), ct: q.Conntrack.Info,
+		filters: fmt.Sprint(q.Filters), ct: q.Conntrack.Info, extra: extraKey(q),
 	}
 	clientSide := &k.packet.Src
 	if q.Flags.IsSYNACK() {
@@ -256,6 +257,17 @@ func keyOf(q *trace.Question) answerKey {
 	}
 	*clientSide = netip.AddrPortFrom(clientSide.Addr(), 0)
 	return k
+}
+
+// extraKey tells questions apart by what else they ask for.
+func extraKey(q *trace.Question) [4]uint32 {
+	key := [4]uint32{q.Attached}
+	for i, asked := range []bool{q.Limits, q.Receivers, q.Tunnels} {
+		if asked {
+			key[i+1] = 1
+		}
+	}
+	return key
 }
 
 // ask reads the host's state, or takes the answer to the same question a moment ago.
@@ -282,11 +294,19 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 				s.ReplyFilters = answer.Filters
 			}
 		}
+		if known, ok := diagnose.TrackedQuestion(&q); ok && len(s.Filters) > 0 {
+			if answer, err := i.read(ctx, known); err == nil && len(answer.Unread) == 0 {
+				s.Tracked, s.IfTracked = true, answer.Filters
+			}
+		}
 		if diagnose.DependsOnPath(c, &s) {
 			s.PathGateways = i.pathGateways(c)
 		}
 		if diagnose.DependsOnNextHop(c, &s) {
 			s.NextHopOwner, s.NextHopDevice = i.holder(s.NextHop.Addr, q.Place.Netns)
+		}
+		if diagnose.DependsOnTunnels(c, &s) {
+			s.FarTunnels = i.farTunnels(q.Place.Netns)
 		}
 		if diagnose.DependsOnOwner(c, &s) {
 			s.Owners = i.owners(q.Packet.Dst.Addr(), q.Place.Netns)

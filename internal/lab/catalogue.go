@@ -9,7 +9,7 @@ func complete(labs []Lab) []Lab {
 		l.Name = l.Topology.Name + "-" + l.Name
 		client := &l.Topology.Client
 		client.Connects, client.Timeout = 2, connectTimeout
-		if l.Finding == "neighbor-unresolved" {
+		if l.Finding == "neighbor-unresolved" || l.Finding == "tunnel-mismatch" {
 			client.Timeout = neighborTimeout
 		}
 		if l.Healthy() {

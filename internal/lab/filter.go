@@ -101,8 +101,14 @@ func networkField(family byte, offset uint32, a netip.Addr) []expr.Any {
 }
 
 // established matches packets of connections that conntrack has seen both sides of, and what belongs to them.
-func established() []expr.Any {
-	mask := binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
+func established() []expr.Any { return ctState(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED) }
+
+// invalid matches packets that conntrack knows no connection for.
+func invalid() []expr.Any { return ctState(expr.CtStateBitINVALID) }
+
+// ctState matches packets in one of some states of connection tracking.
+func ctState(bits uint32) []expr.Any {
+	mask := binaryutil.NativeEndian.PutUint32(bits)
 	return []expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},

@@ -127,6 +127,9 @@ func (h *host) addTunnel(t Tunnel) error {
 		LinkAttrs: netlink.LinkAttrs{Name: t.Device},
 		VxlanId:   t.VNI, SrcAddr: t.Local.AsSlice(), Group: t.Remote.AsSlice(), Port: 4789, Learning: true,
 	}
+	if t.Port != 0 {
+		vxlan.Port = t.Port
+	}
 	if err := h.nl.LinkAdd(vxlan); err != nil {
 		return fmt.Errorf("add vxlan %s: %w", t.Device, err)
 	}

@@ -12,6 +12,7 @@ import (
 var findings = map[string]bool{
 	"reply-no-route": false, "reply-route-rejected": false, "rp-filter-drop": false, "neighbor-unresolved": false,
 	"forwarding-disabled": false, "vip-not-local": false, "netfilter-drop": false, "port-not-listening": false,
+	"xdp-drop": false, "tc-drop": false, "conntrack-invalid-drop": false, "tunnel-mismatch": false,
 }
 
 func TestNames(t *testing.T) {

@@ -44,6 +44,7 @@ type Tunnel struct {
 	Device        string
 	VNI           int
 	Local, Remote netip.Addr
+	Port          int // 0: 4789
 }
 
 // Route is a route of a host.

@@ -299,5 +299,5 @@ func (r *reading) sections() []section {
 	if len(r.q.Filters) > 0 && r.filters != nil {
 		all = append(all, section{"filters", r.readFilters})
 	}
-	return all
+	return append(all, r.extraSections()...)
 }

@@ -129,6 +129,12 @@ func listenerDump(protocol trace.Protocol, family uint8, port uint16) *nl.Netlin
 	header[1] = uint8(protocol)
 	binary.NativeEndian.PutUint32(header[4:], 1<<state)
 	request.AddData(header)
+	request.AddData(portFilter(port))
+	return request
+}
+
+// portFilter makes inet_diag tell of sockets with one local port only.
+func portFilter(port uint16) *nl.RtAttr {
 	// Two steps of inet_diag's filter: source port >= port, source port <= port. The port is the "no" field of a
 	// following no-op. Jumps are in bytes from the step; a jump 4 beyond the end rejects (inet_diag_bc_run).
 	var program []byte
@@ -140,6 +146,5 @@ func listenerDump(protocol trace.Protocol, family uint8, port uint16) *nl.Netlin
 	step(diagNop, 0, port)
 	step(diagSourceLE, 8, 12)
 	step(diagNop, 0, port)
-	request.AddData(nl.NewRtAttr(diagFilter, program))
-	return request
+	return nl.NewRtAttr(diagFilter, program)
 }

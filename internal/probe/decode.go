@@ -18,6 +18,7 @@ var errRecord = errors.New("record is not of the event's size")
 const (
 	eventSize     = int(unsafe.Sizeof(dropEvent{}))
 	conntrackSize = int(unsafe.Sizeof(dropEventConntrack{}))
+	tunnelSize    = int(unsafe.Sizeof(dropEventTunnel{}))
 	verdictSize   = int(unsafe.Sizeof(dropEventVerdict{}))
 )
 
@@ -82,6 +83,12 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 		c := (*dropEventConntrack)(unsafe.Pointer(unsafe.SliceData(raw)))
 		ev.Conntrack.Original = tuple(&c.Conntrack.Original, false)
 		ev.Conntrack.Reply = tuple(&c.Conntrack.Reply, false)
+	}
+	if e.Flags&uint8(dropEventFlagEVENT_TUNNEL) != 0 {
+		if len(raw) < tunnelSize {
+			return errRecord
+		}
+		ev.Carried = carried(&(*dropEventTunnel)(unsafe.Pointer(unsafe.SliceData(raw))).Tunnel)
 	}
 	if e.Pid != 0 {
 		ev.Process = trace.Process{PID: e.Pid, PGID: e.Pgid, Comm: d.name(e.Comm)}

@@ -75,7 +75,14 @@ const (
 	dropEventFlagEVENT_INNER         dropEventFlag = 16
 	dropEventFlagEVENT_OTHERHOST     dropEventFlag = 32
 	dropEventFlagEVENT_UNBUILT       dropEventFlag = 64
+	dropEventFlagEVENT_TUNNEL        dropEventFlag = 128
 )
+
+type dropEventTunnel struct {
+	_      structs.HostLayout
+	Base   dropEventConntrack
+	Tunnel dropTunnel
+}
 
 type dropEventVerdict struct {
 	_     structs.HostLayout
@@ -144,6 +151,26 @@ type dropSymbolName struct {
 	Name [64]int8
 }
 
+type dropTunnel struct {
+	_        structs.HostLayout
+	Packet   dropTuple
+	Seq      uint32
+	Ack      uint32
+	Id       uint32
+	Kind     uint8
+	TcpFlags uint8
+	Pad      [2]uint8
+}
+
+type dropTunnelKind uint32
+
+const (
+	dropTunnelKindTUNNEL_VXLAN  dropTunnelKind = 1
+	dropTunnelKindTUNNEL_GENEVE dropTunnelKind = 2
+	dropTunnelKindTUNNEL_GRE    dropTunnelKind = 3
+	dropTunnelKindTUNNEL_IP     dropTunnelKind = 4
+)
+
 type dropTuple struct {
 	_        structs.HostLayout
 	Saddr    [16]uint8
@@ -179,6 +206,7 @@ type dropUdpRate struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	dropMapCarriedPackets = "carried_packets"
 	dropMapEvents         = "events"
 	dropMapLastPackets    = "last_packets"
 	dropMapLosses         = "losses"
@@ -193,6 +221,8 @@ const (
 	dropVarAbiHook        = "abi_hook"
 	dropVarAbiIpFlag      = "abi_ip_flag"
 	dropVarAbiLoss        = "abi_loss"
+	dropVarAbiTunnel      = "abi_tunnel"
+	dropVarAbiTunnelKind  = "abi_tunnel_kind"
 	dropVarAbiVerdict     = "abi_verdict"
 	dropVarHasDropReason  = "has_drop_reason"
 	dropVarIgnoredReasons = "ignored_reasons"
@@ -249,6 +279,7 @@ type dropProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type dropMapSpecs struct {
+	CarriedPackets *ebpf.MapSpec `ebpf:"carried_packets"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
@@ -268,6 +299,8 @@ type dropVariableSpecs struct {
 	AbiHook        *ebpf.VariableSpec `ebpf:"abi_hook"`
 	AbiIpFlag      *ebpf.VariableSpec `ebpf:"abi_ip_flag"`
 	AbiLoss        *ebpf.VariableSpec `ebpf:"abi_loss"`
+	AbiTunnel      *ebpf.VariableSpec `ebpf:"abi_tunnel"`
+	AbiTunnelKind  *ebpf.VariableSpec `ebpf:"abi_tunnel_kind"`
 	AbiVerdict     *ebpf.VariableSpec `ebpf:"abi_verdict"`
 	HasDropReason  *ebpf.VariableSpec `ebpf:"has_drop_reason"`
 	IgnoredReasons *ebpf.VariableSpec `ebpf:"ignored_reasons"`
@@ -295,6 +328,7 @@ func (o *dropObjects) Close() error {
 //
 // It can be passed to loadDropObjects or ebpf.CollectionSpec.LoadAndAssign.
 type dropMaps struct {
+	CarriedPackets *ebpf.Map `ebpf:"carried_packets"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
 	Losses         *ebpf.Map `ebpf:"losses"`
@@ -307,6 +341,7 @@ type dropMaps struct {
 
 func (m *dropMaps) Close() error {
 	return _DropClose(
+		m.CarriedPackets,
 		m.Events,
 		m.LastPackets,
 		m.Losses,
@@ -327,6 +362,8 @@ type dropVariables struct {
 	AbiHook        *ebpf.Variable `ebpf:"abi_hook"`
 	AbiIpFlag      *ebpf.Variable `ebpf:"abi_ip_flag"`
 	AbiLoss        *ebpf.Variable `ebpf:"abi_loss"`
+	AbiTunnel      *ebpf.Variable `ebpf:"abi_tunnel"`
+	AbiTunnelKind  *ebpf.Variable `ebpf:"abi_tunnel_kind"`
 	AbiVerdict     *ebpf.Variable `ebpf:"abi_verdict"`
 	HasDropReason  *ebpf.Variable `ebpf:"has_drop_reason"`
 	IgnoredReasons *ebpf.Variable `ebpf:"ignored_reasons"`

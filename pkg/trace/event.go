@@ -114,9 +114,22 @@ type Event struct {
 	TTL           uint8  // or hop limit
 	DontFragment  bool
 	MoreFragments bool
+	Carried Carried // by a dropped packet of a tunnel: Tuple is the outer packet's
 
 	Verdict Verdict // of netfilter; there is no tuple then, SKB tells which packet
 }
+
+// Carried is the packet that a packet of a tunnel carries. The zero value means none.
+type Carried struct {
+	Kind     string // of the tunnel, by its header: "vxlan", "geneve", "gre", "ip"
+	ID       uint32 // VNI, or GRE's key
+	Tuple    Tuple
+	Flags    TCPFlags
+	Seq, Ack uint32
+}
+
+// Known reports whether there is one.
+func (c Carried) Known() bool { return c.Kind != "" }
 
 // Verdict is what the kernel itself said when netfilter dropped a packet: not
 // inferred from rules. The zero value means that it was not asked, or not allowed to tell.

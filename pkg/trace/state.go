@@ -21,6 +21,11 @@ type Question struct {
 	NextHop   netip.Addr      // neighbour to look at; invalid: the one that the route names
 	Filters   []NetfilterHook // hooks at which a filter dropped the packet, most likely first; nil: rules are not read
 	Conntrack Conntrack
+	Attached  uint32    // ifindex of the device whose tc filters and XDP programs are listed; 0: none
+	Tracked   Conntrack // the entry that the packet would have if its connection were known: what would the filters do then?
+	Limits    bool      // the state of connection tracking is read
+	Receivers bool      // the sockets that take the packet are looked for
+	Tunnels   bool      // the tunnel devices are listed
 }
 
 // HostState is what one namespace said, at one time, in answer to a Question.
@@ -65,10 +70,61 @@ type HostState struct {
 	ForwardingAll bool // IPv4: conf/all/forwarding (ip_forward); a device may still have it off
 
 	Unread []string // what could not be read, and why
+
+	Attachments []Attachment   // what may drop at the device Question.Attached
+	Tracking    ConntrackState // with Question.Limits
+	Sockets     []Socket       // with Question.Receivers: those that take the packet
+	Tunnels     []Tunnel       // with Question.Tunnels: this namespace's
+	FarTunnels  []FarTunnel    // those of the linked namespaces, where the diagnosis depends on them
+	// Tracked says that IfTracked was asked: the rules that would drop the packet
+	// if conntrack knew its connection.
+	Tracked   bool
+	IfTracked []FilterVerdict
 }
 
 // Asked reports whether the namespace could be asked at all.
 func (s *HostState) Asked() bool { return s.Onward.Done }
+
+// ConntrackState is how full the table of connection tracking is.
+type ConntrackState struct {
+	Known      bool
+	Count, Max int    // nf_conntrack_count of the namespace, and nf_conntrack_max
+	Drops      uint64 // packets dropped for want of an entry, since the namespace is there
+	Invalid    uint64 // packets that belong to no connection
+}
+
+// Full reports whether a new connection finds no room, or hardly any.
+func (c ConntrackState) Full() bool { return c.Known && c.Max > 0 && c.Count >= c.Max-c.Max/20 }
+
+// Socket is one that receives: its buffer, and who owns it.
+type Socket struct {
+	Protocol Protocol
+	Local    netip.AddrPort // unspecified address: all
+	Remote   netip.AddrPort // invalid: not connected
+	Used     uint32         // bytes of the receive buffer in use
+	Buffer   uint32         // its size: twice what SO_RCVBUF asked for
+	Drops    uint32         // packets that found it full
+	Inode    uint64
+	Process  Process // one that has it open; zero when not known
+}
+
+// Tunnel is a device that wraps packets into others.
+type Tunnel struct {
+	Device        Device
+	Kind          string // as ip-link(8) says: "vxlan", "geneve", "ipip", "gre", …
+	ID            uint32 // VNI, or key
+	External      bool   // whoever sends chooses ID and addresses (collect metadata)
+	Local, Remote netip.Addr
+	Port          uint16 // UDP destination port; 0: none
+	Up            bool
+}
+
+// FarTunnel is a tunnel of another namespace.
+type FarTunnel struct {
+	Place Place
+	Tunnel
+	Addrs []netip.Addr // of that namespace
+}
 
 // Owner is a namespace that has an address.
 type Owner struct {

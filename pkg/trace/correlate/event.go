@@ -15,6 +15,10 @@ func (t *Table) Add(ev *trace.Event) {
 		t.verdicts.add(ev)
 		return
 	}
+	if ev.Carried.Known() {
+		t.addTunnelDrop(ev)
+		return
+	}
 	if ev.Hook == trace.HookDrop && isRouteQuery(ev) {
 		return
 	}

@@ -15,7 +15,7 @@ func seen(c *trace.Case) []trace.Evidence {
 		out = append(out, trace.Evidence{Time: t, Text: fmt.Sprintf(format, args...)})
 	}
 	ev := &c.Event
-	if a := &c.Arrival; a.Hook == trace.HookReceive {
+	if a := &c.Arrival; a.Hook == trace.HookReceive && !ev.Carried.Known() {
 		add(a.Time, "%s %s -> %s came in on %s of %s", packetName(a), a.Tuple.Src, a.Tuple.Dst, a.Device.Name, name(c.Place))
 	}
 	if m := &c.Miss; m.Hook != trace.HookUnknown {
@@ -47,7 +47,10 @@ func seen(c *trace.Case) []trace.Evidence {
 }
 
 func packetName(ev *trace.Event) string {
-	if ev.Flags.IsSYN() || ev.Flags.IsSYNACK() {
+	switch {
+	case ev.Carried.Known():
+		return fmt.Sprintf("tunnel packet (%s) with the %s", ev.Carried.Kind, carriedName(&ev.Carried))
+	case ev.Flags.IsSYN() || ev.Flags.IsSYNACK():
 		return ev.Flags.String()
 	}
 	if ev.Tuple.Protocol == trace.UDP {

@@ -124,13 +124,6 @@ func explainUnseenFilter(e *explanation, c *trace.Case, s *trace.HostState, verb
 		e.fault = hook + " " + v.Table
 		e.fix = []string{"# " + at(c.Place, "%s-save -t %s -c", iptablesTool(ev.Tuple, "iptables-legacy"), quote(v.Table)) + "   # look for what handles this packet"}
 		e.verify = []string{at(c.Place, "%s -t %s -nvL", iptablesTool(ev.Tuple, "iptables-legacy"), quote(v.Table))}
-	case trace.ByConntrack:
-		e.summary = fmt.Sprintf("connection tracking %s the %s in %s (hook %s)", verb, packetName(ev), here, hook)
-		e.cause = fmt.Sprintf("Connection tracking itself, and no rule, %s the %s at hook %s in %s: it does so when its table is full.", verb, what, hook, here)
-		e.fault = hook + " conntrack"
-		e.fix = []string{"# " + at(c.Place, "sysctl net.netfilter.nf_conntrack_max") + "   # raise it if net.netfilter.nf_conntrack_count has reached it"}
-		e.verify = []string{at(c.Place, "sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max")}
-		return
 	default:
 		e.confidence = trace.Likely
 	}

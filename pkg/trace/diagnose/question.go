@@ -31,11 +31,18 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		q.In, q.Out = 0, 0 // the packet's own: of the ICMP error about it nothing is asked
 		return q, true
 	case trace.SymptomDrop:
+		q.Tunnels = isTunnelDrop(ev) || isNeighborDrop(ev)
 		switch {
 		case ev.Fragment, isReassembly(ev):
 			return q, true // a fragment has no ports: which rule takes it cannot be told by the datagram's
+		case isBufferDrop(ev) && !ev.Carried.Known():
+			q.Receivers = true
+			return q, true
+		case isTunnelDrop(ev):
+			return q, true
 		case isNetfilterDrop(c):
 			q.Filters = netfilterHooks(c)
+			q.Limits, q.Tracked = asksLimits(c), tracked(c)
 			if ev.OtherHost && ev.Device.Index != ev.InIndex {
 				q.Out = ev.Device.Index // a bridge has chosen the port; there is no route
 			}
@@ -47,6 +54,12 @@ func Question(c *trace.Case) (trace.Question, bool) {
 			}
 			return q, true
 		case isRoutingDrop(ev):
+			return q, true
+		case isXDPDrop(ev) || isTCDrop(ev):
+			q.Attached = attachedDevice(ev)
+			if q.In == 0 && isXDPDrop(ev) {
+				q.In = ev.Device.Index // it came in, but was not received yet
+			}
 			return q, true
 		}
 	}

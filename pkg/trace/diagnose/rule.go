@@ -29,6 +29,7 @@ type explanation struct {
 	device     string
 	hook       string // if not the kernel hook of the case's event
 	evidence   []trace.Evidence
+	place      trace.Place // where it is mended, if not in the case's namespace
 }
 
 // Rules is the catalogue, in the order in which rules are tried.
@@ -36,6 +37,12 @@ func Rules() []Rule {
 	return []Rule{
 		mtuBlackhole,
 		fragmentDrop,
+		xdpDrop,
+		tcDrop,
+		tunnelMismatch,
+		socketBufferFull,
+		conntrackFull,
+		conntrackInvalidDrop,
 		netfilterReject,
 		netfilterDrop,
 		replyRouteRejected,
@@ -68,6 +75,9 @@ func finding(r *Rule, e *explanation, c *trace.Case, s *trace.HostState) trace.F
 		Where: trace.Where{Place: c.Place, Device: e.device, Hook: e.hook},
 		Path:  c.Path, Count: 1, FirstSeen: c.Event.Time, LastSeen: c.Event.Time,
 		Connections: []trace.Connection{{Tuple: c.Path.Connection, Count: 1, Last: c.Event.Time}},
+	}
+	if e.place.Netns != 0 {
+		f.Where.Place = e.place
 	}
 	if f.Direction == trace.DirectionUnknown {
 		f.Direction = c.Direction
