@@ -44,7 +44,7 @@ endif
 
 # The peers that tests run the real thing against: rules that nft and iptables
 # wrote, entries that conntrack lists, networks that ip and sysctl set up.
-TEST_PACKAGES := nftables iptables conntrack iproute2 procps
+TEST_PACKAGES := nftables iptables conntrack iproute2 procps openvswitch-switch
 # The compilers of the eBPF programs and of the API.
 GENERATE_PACKAGES := clang-19 llvm-19 libbpf-dev protobuf-compiler libprotobuf-dev
 

@@ -53,7 +53,7 @@ func newLabRun(w *world, s *server) *cobra.Command {
 			ctx, stop := w.interruptible(cmd.Context())
 			defer stop()
 			if every {
-				return w.runLabs(ctx, s, lab.All(), jobs, output)
+				return w.runLabs(ctx, s, w.buildable(lab.All()), jobs, output)
 			}
 			return w.runLab(ctx, s, args[0], output)
 		}),

@@ -40,7 +40,7 @@ func (l Lab) Healthy() bool { return l.Finding == "" }
 func All() []Lab {
 	var labs []Lab
 	for _, part := range []func(Family) []Lab{
-		healthyLabs, routeLabs, reversePathLabs, neighborLabs, forwardingLabs, addressLabs, filterLabs, listenerLabs,
+		healthyLabs, routeLabs, reversePathLabs, neighborLabs, forwardingLabs, addressLabs, filterLabs, listenerLabs, antreaLabs,
 	} {
 		labs = append(labs, part(IPv4)...)
 		labs = append(labs, part(IPv6)...)

@@ -11,6 +11,7 @@ const (
 	SymptomLoop                       // a packet's hop limit ran out
 	SymptomDeaf                       // a host that is there does not answer for its address
 	SymptomStray                      // a host sent a request back where it came from, and no answer came
+	SymptomAstray                     // a host sent a reply to a router that has no way to the client
 )
 
 // String returns the symptom's name.
@@ -28,6 +29,8 @@ func (s Symptom) String() string {
 		return "deaf"
 	case SymptomStray:
 		return "stray"
+	case SymptomAstray:
+		return "astray"
 	}
 	return "unknown"
 }

@@ -25,7 +25,7 @@ func Question(c *trace.Case) (trace.Question, bool) {
 			q.Packet = back.Reverse()
 		}
 		return q, true
-	case trace.SymptomRefused, trace.SymptomLoop, trace.SymptomDeaf:
+	case trace.SymptomRefused, trace.SymptomLoop, trace.SymptomDeaf, trace.SymptomAstray:
 		return q, true
 	case trace.SymptomDrop:
 		switch {
@@ -51,6 +51,9 @@ func Question(c *trace.Case) (trace.Question, bool) {
 // DependsOnPath reports whether the mend depends on who is on this host's links
 // along the path: then HostState.PathGateways has to be filled.
 func DependsOnPath(c *trace.Case, s *trace.HostState) bool {
+	if c.Symptom == trace.SymptomAstray {
+		return true
+	}
 	l, ok := lookupBack(c, s)
 	return ok && l.Done && !l.Found() && (!l.Rejected() || isDefault(l.Prefix))
 }
@@ -127,6 +130,9 @@ func Wants(c *trace.Case) bool {
 // A request that dies on the way to nobody, or circles, was often let go by the
 // host that it was meant for.
 func Suspects(c *trace.Case) []trace.Case {
+	if a, ok := astray(c); ok {
+		return []trace.Case{a}
+	}
 	if c.Direction != trace.Request || c.Symptom == trace.SymptomSilence || c.Symptom == trace.SymptomRefused {
 		return nil
 	}
