@@ -59,6 +59,7 @@ type investigator struct {
 	// explained holds the fault that explains a path: what else befalls the path comes of it.
 	explained map[pathKey]explained
 	made      map[metrics.Finding]uint64
+	counters  counters
 }
 
 type answer struct {
@@ -277,6 +278,7 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		if err != nil {
 			return s, err
 		}
+		i.counters.compare(q.Place.Netns, s.Filters, s.ReadAt)
 		if reply, ok := diagnose.ReplyQuestion(&q); ok && len(s.Filters) == 1 {
 			if answer, err := i.read(ctx, reply); err == nil {
 				s.ReplyFilters = answer.Filters

@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/replypath/replypath/pkg/trace"
@@ -36,7 +37,7 @@ var netfilterReject = Rule{
 		if c.Symptom != trace.SymptomDrop || !isNetfilterDrop(c) {
 			return nil
 		}
-		if !c.Rejected && !isReject(judgedFilters(c.Verdict, s.Filters)) {
+		if !c.Rejected && !isReject(judgedFilters(c, s.Filters)) {
 			return nil
 		}
 		return explainFilter(c, s, "rejected")
@@ -46,7 +47,7 @@ var netfilterReject = Rule{
 func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation {
 	ev := &c.Event
 	here := name(c.Place)
-	filters := judgedFilters(c.Verdict, s.Filters)
+	filters := judgedFilters(c, s.Filters)
 	hook := netfilterHooks(c)[0]
 	if len(filters) > 0 && filters[0].Hook != "" {
 		hook = filters[0].Hook
@@ -64,10 +65,14 @@ func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation 
 		e.summary = fmt.Sprintf("%s %s the %s in %s", showShort(v), verb, packetName(ev), here)
 		e.cause = fmt.Sprintf("%s %s the %s at hook %s in %s.", capital(showVerdict(v)), verb, what, hook, here)
 		if !v.Certain {
-			e.cause += " Not every match of the rule can be judged from outside."
+			e.cause += " Not every match of the rule can be judged from outside, but no other rule or policy that is loaded there would."
 		}
 		e.fault = faultOf(v)
 		e.fix = []string{acceptBefore(c, v)}
+		if v.Queue {
+			explainQueue(e, c, v)
+			break
+		}
 		if len(s.ReplyFilters) > 0 {
 			e.cause += fmt.Sprintf(" The answer would meet %s.", showShort(&s.ReplyFilters[0]))
 			e.fix = append(e.fix, acceptBefore(answer(c), &s.ReplyFilters[0]))
@@ -89,8 +94,11 @@ func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation 
 
 // judgedFilters are the rules and policies that can have given the kernel's own
 // verdict; all of them where it gave none, or one that fits none.
-func judgedFilters(v trace.Verdict, all []trace.FilterVerdict) []trace.FilterVerdict {
-	if v.Table == "" {
+func judgedFilters(c *trace.Case, all []trace.FilterVerdict) []trace.FilterVerdict {
+	queued := isQueueDrop(&c.Event)
+	all = slices.DeleteFunc(slices.Clone(all), func(f trace.FilterVerdict) bool { return f.Queue != queued })
+	v := c.Verdict
+	if v.Table == "" || queued {
 		return all
 	}
 	var fit []trace.FilterVerdict
@@ -229,10 +237,15 @@ func showVerdict(v *trace.FilterVerdict) string {
 
 // showCounter is what a rule or policy has counted.
 func showCounter(v *trace.FilterVerdict) string {
-	if !v.Counted {
+	switch {
+	case !v.Counted:
 		return ""
+	case v.EarlierAt.IsZero() || v.Packets < v.Earlier:
+		return fmt.Sprintf("; its counter says %d packets", v.Packets)
+	case v.Packets == v.Earlier:
+		return fmt.Sprintf("; its counter still says %d packets, as at %s", v.Packets, v.EarlierAt.UTC().Format("15:04:05.000"))
 	}
-	return fmt.Sprintf("; its counter says %d packets", v.Packets)
+	return fmt.Sprintf("; its counter went from %d to %d packets since %s", v.Earlier, v.Packets, v.EarlierAt.UTC().Format("15:04:05.000"))
 }
 
 func capital(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
@@ -246,9 +259,9 @@ func acceptBefore(c *trace.Case, v *trace.FilterVerdict) string {
 		if t.Is6() {
 			family = "ip6"
 		}
-		match := fmt.Sprintf("%s daddr %s tcp dport %d", family, t.Dst.Addr(), t.Dst.Port())
+		match := fmt.Sprintf("%s daddr %s %s dport %d", family, t.Dst.Addr(), t.Protocol, t.Dst.Port())
 		if c.Direction == trace.Reply {
-			match = fmt.Sprintf("%s saddr %s tcp sport %d", family, t.Src.Addr(), t.Src.Port())
+			match = fmt.Sprintf("%s saddr %s %s sport %d", family, t.Src.Addr(), t.Protocol, t.Src.Port())
 			if isTracked(c) {
 				match += " ct state established"
 			}
@@ -260,9 +273,9 @@ func acceptBefore(c *trace.Case, v *trace.FilterVerdict) string {
 		return at(c.Place, "nft insert rule %s handle %d %s accept", where, v.Handle, match) + note
 	}
 	tool := iptablesTool(t, v.Backend)
-	match := fmt.Sprintf("-p tcp -d %s --dport %d", t.Dst.Addr(), t.Dst.Port())
+	match := fmt.Sprintf("-p %s -d %s --dport %d", t.Protocol, t.Dst.Addr(), t.Dst.Port())
 	if c.Direction == trace.Reply {
-		match = fmt.Sprintf("-p tcp -s %s --sport %d", t.Src.Addr(), t.Src.Port())
+		match = fmt.Sprintf("-p %s -s %s --sport %d", t.Protocol, t.Src.Addr(), t.Src.Port())
 		if isTracked(c) {
 			match += " -m conntrack --ctstate ESTABLISHED"
 		}

@@ -164,7 +164,7 @@ func isNetfilterDrop(c *trace.Case) bool {
 		return ev.Reason == "NETFILTER_DROP" || ev.Reason == "NETFILTER_INGRESS"
 	}
 	return hasPrefix(ev.Symbol, "nft_do_chain", "nf_hook_slow", "ipt_do_table", "ip6t_do_table", "nf_hook_ingress", "nf_hook_netdev", "br_nf_") ||
-		isBridgeEntry(ev)
+		isBridgeEntry(ev) || isQueueDrop(ev)
 }
 
 // isBridgeEntry reports a drop where frames come into a bridge: its hook
