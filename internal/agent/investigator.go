@@ -60,6 +60,7 @@ type investigator struct {
 	explained map[pathKey]explained
 	made      map[metrics.Finding]uint64
 	counters  counters
+	tracer    *ruleTracer // nil: rules are not traced
 }
 
 type answer struct {
@@ -179,6 +180,9 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) b
 	}
 	if deaf, ok := diagnose.Deaf(c, &s); ok && i.explain(ctx, &deaf, true) {
 		return true
+	}
+	if i.tracer != nil && err == nil && len(q.Filters) > 0 {
+		i.tracer.confirm(ctx, &q, c, &s)
 	}
 	f, ok := diagnose.Explain(c, &s)
 	if !ok {

@@ -132,6 +132,9 @@ func withName(i trace.Interface, index uint32) trace.Interface {
 	return trace.Interface{Device: trace.Device{Index: index, Name: deviceName(index)}}
 }
 
+// DeviceName names a device of the calling thread's namespace; "" when there is none.
+func DeviceName(index uint32) string { return deviceName(index) }
+
 // deviceName names a device of the calling thread's namespace; "" when there is none.
 func deviceName(index uint32) string {
 	i, err := net.InterfaceByIndex(int(index))

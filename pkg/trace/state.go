@@ -168,6 +168,8 @@ type FilterVerdict struct {
 
 	// Queue: it hands the packet to a program (NFQUEUE), which may drop it, or not be there.
 	Queue bool
+	// Traced: netfilter's own tracing said that this one dropped the packet, or one like it.
+	Traced bool
 	// Earlier is what the counter said when it was first read, at EarlierAt; zero when this is the first time.
 	Earlier   uint64
 	EarlierAt time.Time

@@ -13,7 +13,9 @@ var netfilterDrop = Rule{
 	Title:    "a rule or chain policy dropped it: hook, table, chain, rule if it can be told",
 	Severity: trace.Error,
 	Doc: "The kernel says that netfilter dropped the packet (reason NETFILTER_DROP); the hook follows from the packet's route. The rules of the namespace (nftables, iptables-nft, " +
-		"iptables-legacy) are then walked for this packet, and the rule or chain policy that drops it is named; where a match cannot be judged from outside, the candidates are.",
+		"iptables-legacy) are then walked for this packet, and the rule or chain policy that drops it is named; where a match cannot be judged from outside, the candidates are. What a rule's counter says, and how it moved since it was first read, is told as evidence. " +
+		"Packets that cross a bridge are judged by the rules of family bridge and, with br_netfilter, by those of their protocol. A rule that queues packets for a program that does not take them is named too. " +
+		"`--trace-rules` has nftables itself say which rule it was.",
 	explain: func(c *trace.Case, s *trace.HostState) *explanation {
 		if c.Symptom != trace.SymptomDrop || !isNetfilterDrop(c) || isRerouted(c, s) {
 			return nil
@@ -54,7 +56,14 @@ func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation 
 	}
 	e := &explanation{confidence: trace.Certain, device: filterDevice(c, s), hook: string(hook)}
 	for i := range filters {
-		e.evidence = append(e.evidence, state(s, "%s%s", showVerdict(&filters[i]), showCounter(&filters[i])))
+		line := state(s, "%s%s", showVerdict(&filters[i]), showCounter(&filters[i]))
+		if filters[i].Counted {
+			line.Series = "counter " + faultOf(&filters[i])
+		}
+		e.evidence = append(e.evidence, line)
+	}
+	if len(filters) == 1 && filters[0].Traced {
+		e.evidence = append(e.evidence, state(s, "nftables' own trace: %s dropped it", showShort(&filters[0])))
 	}
 	what := fmt.Sprintf("%s %s -> %s", packetName(ev), ev.Tuple.Src, ev.Tuple.Dst)
 	switch len(filters) {
