@@ -42,7 +42,7 @@ func newLabList(w *world) *cobra.Command {
 			for _, l := range lab.All() {
 				title := l.Title
 				if missing := l.Missing(); missing != "" {
-					title += " (needs " + missing + ", which is not installed)"
+					title += " (needs " + missing + ")"
 				}
 				fmt.Fprintf(t, "%s\t%s\t%s\n", l.Name, expectation(l), title)
 			}
@@ -162,7 +162,7 @@ func (w *world) chosenLab(name string) (lab.Lab, error) {
 		return l, usagef("unknown lab %q: 'replypath lab list' names them", name)
 	}
 	if missing := l.Missing(); missing != "" {
-		return l, noAgentf("lab %s needs %s, which is not installed: apt install %s", l.Name, missing, missing)
+		return l, noAgentf("lab %s cannot be built here: it needs %s", l.Name, missing)
 	}
 	return l, w.rootOnly()
 }
@@ -178,7 +178,7 @@ func (w *world) buildable(labs []lab.Lab) []lab.Lab {
 		return missing != ""
 	})
 	for _, missing := range slices.Sorted(maps.Keys(skipped)) {
-		w.note("skipped %d labs: they need %s, which is not installed", skipped[missing], missing)
+		w.note("skipped %d labs that cannot be built here: they need %s", skipped[missing], missing)
 	}
 	return labs
 }

@@ -75,7 +75,7 @@ func TestEndToEnd(t *testing.T) {
 	for i, l := range labs {
 		t.Run(l.Name, func(t *testing.T) {
 			if missing := l.Missing(); missing != "" {
-				t.Skipf("needs %s, which is not installed", missing)
+				t.Skipf("needs %s", missing)
 			}
 			check(t, l, <-results[i])
 		})

@@ -134,7 +134,7 @@ func TestLabs(t *testing.T) {
 		t.Run(l.Name, func(t *testing.T) {
 			r := <-results[l.Name]
 			if missing := l.Missing(); missing != "" {
-				t.Skipf("needs %s, which is not installed", missing)
+				t.Skipf("needs %s", missing)
 			}
 			if r.err != nil {
 				t.Fatal(r.err)

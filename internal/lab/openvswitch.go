@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -49,8 +50,11 @@ const (
 	podGateway   = "gw0"
 )
 
-// switchPackage is Debian's package of Open vSwitch.
-const switchPackage = "openvswitch-switch"
+// What Missing says.
+const (
+	noSwitch = "Open vSwitch (Debian's openvswitch-switch)"
+	noTUN    = "the kernel's tun devices (modprobe tun)"
+)
 
 // switchSchema describes the switch's database.
 const switchSchema = "/usr/share/openvswitch/vswitch.ovsschema"
@@ -58,13 +62,16 @@ const switchSchema = "/usr/share/openvswitch/vswitch.ovsschema"
 // switchPrograms are what a switch is made of.
 var switchPrograms = []string{"ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl", "ovs-ofctl", "ovs-appctl"}
 
-// Missing returns the package that the lab needs and this machine does not
-// have; "" when it can be built.
+// Missing says what the lab needs and this machine does not have; "" when it can be built.
 func (l Lab) Missing() string {
-	for _, h := range l.Topology.Hosts {
-		if h.Switch != nil && !haveSwitch() {
-			return switchPackage
-		}
+	if !slices.ContainsFunc(l.Topology.Hosts, func(h Host) bool { return h.Switch != nil }) {
+		return ""
+	}
+	if !haveSwitch() {
+		return noSwitch
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		return noTUN
 	}
 	return ""
 }
@@ -114,8 +121,8 @@ func (n *Network) startSwitches(ctx context.Context) error {
 
 // startSwitch starts the database and the daemon, and makes the bridges.
 func (n *Network) startSwitch(h *host, ctx context.Context) error {
-	if !haveSwitch() {
-		return errors.New("install " + switchPackage)
+	if missing := n.lab.Missing(); missing != "" {
+		return errors.New("there is no " + missing)
 	}
 	h.state = filepath.Join(stateDir, n.id, h.spec.Name)
 	if err := os.MkdirAll(h.state, 0o700); err != nil {

@@ -12,7 +12,7 @@ func TestSwitchesGoWithTheirLab(t *testing.T) {
 	needRoot(t)
 	l, _ := Find("antrea-healthy")
 	if missing := l.Missing(); missing != "" {
-		t.Skipf("needs %s, which is not installed", missing)
+		t.Skipf("needs %s", missing)
 	}
 	n := up(t, "antrea-healthy")
 	state := filepath.Join(stateDir, n.id)
@@ -35,8 +35,8 @@ func TestSwitchesGoWithTheirLab(t *testing.T) {
 func TestMissing(t *testing.T) {
 	t.Setenv("PATH", "/nowhere")
 	if findProgramFails() {
-		if l, _ := Find("antrea-healthy"); l.Missing() != switchPackage {
-			t.Errorf("Missing() = %q, want %q", l.Missing(), switchPackage)
+		if l, _ := Find("antrea-healthy"); l.Missing() != noSwitch {
+			t.Errorf("Missing() = %q, want %q", l.Missing(), noSwitch)
 		}
 	}
 	if l, _ := Find("dsr-healthy"); l.Missing() != "" {

@@ -2,6 +2,7 @@ package netfilter
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -14,6 +15,7 @@ import (
 
 // TestTrace asks nftables itself which rule drops, where nobody can tell from outside.
 func TestTrace(t *testing.T) {
+	needTracing(t)
 	w := newWire(t)
 	for _, c := range []struct{ name, chain, want, packet string }{
 		{"rule", "chain c { type filter hook forward priority 0; meta random >= 0 counter accept comment \"no\"; }; chain d { type filter hook forward priority 5; tcp dport 80 limit rate over 1/hour burst 1 packets drop; tcp dport 80 meta random >= 0 drop; }", "d", "FORWARD tcp 10.1.0.2:1000 10.2.0.2:80 SYN"},
@@ -52,6 +54,17 @@ func TestTrace(t *testing.T) {
 	}
 }
 
+// needTracing skips on kernels before 5.12.
+func needTracing(t *testing.T) {
+	t.Helper()
+	needRoot(t)
+	if err := CanTrace(); errors.Is(err, ErrNoOwner) {
+		t.Skip(err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestTraceLeavesNothing kills a process that traces.
 func TestTraceLeavesNothing(t *testing.T) {
 	if os.Getenv("REPLYPATH_TRACE_AND_WAIT") != "" {
@@ -62,6 +75,7 @@ func TestTraceLeavesNothing(t *testing.T) {
 		time.Sleep(time.Minute)
 		return
 	}
+	needTracing(t)
 	s := newSpace(t)
 	s.do(func() error {
 		child := exec.Command("/proc/self/exe", "-test.run=^TestTraceLeavesNothing$")
