@@ -65,6 +65,7 @@ func DownAll(ctx context.Context) ([]string, error) {
 		}
 		removed = append(removed, names...)
 	}
+	failed = errors.Join(failed, removeStray(networks))
 	slices.Sort(removed)
 	return removed, failed
 }

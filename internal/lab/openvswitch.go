@@ -104,6 +104,22 @@ func removeState(id string) error {
 	return wrap("remove files of "+id, err)
 }
 
+// removeStray removes the files of networks that have no namespace any more. A
+// network has its namespaces before its files, and loses them after.
+func removeStray(networks map[string][]string) error {
+	dirs, err := os.ReadDir(stateDir)
+	if err != nil {
+		return nil // there is none
+	}
+	var failed error
+	for _, d := range dirs {
+		if _, ours := parseName(d.Name() + "-x"); ours && networks[d.Name()] == nil {
+			failed = errors.Join(failed, removeState(d.Name()))
+		}
+	}
+	return failed
+}
+
 // startSwitches starts the switches of all hosts, and then teaches each its flows.
 func (n *Network) startSwitches(ctx context.Context) error {
 	for _, step := range []func(*host, context.Context) error{n.startSwitch, n.teachSwitch} {

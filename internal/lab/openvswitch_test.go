@@ -29,6 +29,16 @@ func TestSwitchesGoWithTheirLab(t *testing.T) {
 	if _, err := os.Stat(state); !os.IsNotExist(err) {
 		t.Errorf("%s is left behind", state)
 	}
+	// Files whose namespaces somebody else has removed go too.
+	if err := os.MkdirAll(filepath.Join(state, "endpoint"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := DownAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(state); !os.IsNotExist(err) {
+		t.Errorf("%s is left behind", state)
+	}
 }
 
 // TestMissing says what a machine without Open vSwitch lacks.
