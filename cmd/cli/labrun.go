@@ -52,13 +52,17 @@ func newLabRun(w *world, s *server) *cobra.Command {
 			}
 			ctx, stop := w.interruptible(cmd.Context())
 			defer stop()
+			if every && s.traceRules {
+				return usagef("--trace-rules is for one lab")
+			}
 			if every {
-				return w.runLabs(ctx, s, lab.All(), jobs, output)
+				return w.runLabs(ctx, s, w.buildable(lab.All()), jobs, output)
 			}
 			return w.runLab(ctx, s, args[0], output)
 		}),
 	}
 	output.flag(cmd)
+	s.traceRulesFlag(cmd)
 	cmd.Flags().BoolVar(&every, "all", false, "run each lab and tell whether it gave what it should")
 	cmd.Flags().IntVar(&jobs, "jobs", 4, "with --all, how many labs at a time")
 	return cmd

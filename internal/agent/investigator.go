@@ -59,6 +59,8 @@ type investigator struct {
 	// explained holds the fault that explains a path: what else befalls the path comes of it.
 	explained map[pathKey]explained
 	made      map[metrics.Finding]uint64
+	counters  counters
+	tracer    *ruleTracer // nil: rules are not traced
 }
 
 type answer struct {
@@ -179,6 +181,9 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) b
 	if deaf, ok := diagnose.Deaf(c, &s); ok && i.explain(ctx, &deaf, true) {
 		return true
 	}
+	if i.tracer != nil && err == nil && len(q.Filters) > 0 {
+		i.tracer.confirm(ctx, &q, c, &s)
+	}
 	f, ok := diagnose.Explain(c, &s)
 	if !ok {
 		if err != nil && !errors.Is(err, netstate.ErrNoNamespace) {
@@ -289,6 +294,7 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		if err != nil {
 			return s, err
 		}
+		i.counters.compare(q.Place.Netns, s.Filters, s.ReadAt)
 		if reply, ok := diagnose.ReplyQuestion(&q); ok && len(s.Filters) == 1 {
 			if answer, err := i.read(ctx, reply); err == nil {
 				s.ReplyFilters = answer.Filters

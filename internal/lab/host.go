@@ -17,6 +17,7 @@ type host struct {
 	family Family
 	ns     netns.NsHandle
 	nl     *netlink.Handle
+	state  string // directory of its switch
 }
 
 // newHost makes the namespace, with its settings and lo up.

@@ -41,7 +41,7 @@ func All() []Lab {
 	var labs []Lab
 	for _, part := range []func(Family) []Lab{
 		healthyLabs, routeLabs, reversePathLabs, neighborLabs, forwardingLabs, addressLabs, filterLabs, listenerLabs, udpLabs, mtuLabs, fragmentLabs,
-		programLabs, trackingLabs, tunnelLabs,
+		programLabs, trackingLabs, tunnelLabs, antreaLabs,
 	} {
 		labs = append(labs, part(IPv4)...)
 		labs = append(labs, part(IPv6)...)

@@ -47,7 +47,7 @@ func Up(ctx context.Context, l Lab, log io.Writer) (*Network, error) {
 
 // build runs the steps of Up.
 func (n *Network) build(ctx context.Context, log io.Writer) error {
-	steps := []func(context.Context) error{n.createHosts, n.connect, n.configure, n.settle, n.serve}
+	steps := []func(context.Context) error{n.createHosts, n.connect, n.startSwitches, n.configure, n.settle, n.serve}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err

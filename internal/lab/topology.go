@@ -25,6 +25,8 @@ type Host struct {
 	Routes    []Route
 	Sysctls   []Sysctl // set before the devices are made
 	Chains    []Chain
+	Switch    *Switch  // an Open vSwitch of its own; nil for none
+	Checksums []string // devices by which it sends with checksums of its own
 }
 
 // Port is one end of a cable.

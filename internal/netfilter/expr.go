@@ -262,6 +262,8 @@ func (e opaque) run(m *machine) { m.unclear() }
 type opaqueEnd struct {
 	text string
 	sure bool // it always takes the packet, though not to drop it here
+	// queue: it takes the packet for a program, which decides.
+	queue bool
 }
 
 func (e opaqueEnd) run(m *machine) {
@@ -269,7 +271,7 @@ func (e opaqueEnd) run(m *machine) {
 	if e.sure {
 		code = verdictQueue
 	}
-	m.give(verdict{code: code})
+	m.give(verdict{code: code, queue: e.queue})
 }
 
 // rejecting drops and answers with an error.

@@ -217,7 +217,7 @@ func decodeStatement(name string, a *attributeValues) expr {
 	case "redir":
 		return translate{text: "redirect"}
 	case "queue":
-		return opaqueEnd{text: "queue", sure: true}
+		return opaqueEnd{text: queueText(a), sure: true, queue: true}
 	case "fwd":
 		return opaqueEnd{text: "fwd", sure: true}
 	case "synproxy":

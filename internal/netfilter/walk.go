@@ -23,6 +23,7 @@ type drop struct {
 	rule    *rule // nil: the policy
 	reject  bool
 	certain bool
+	queue   bool // it does not drop, but hands the packet to a program
 }
 
 // counter is the counter of the rule or policy.
@@ -40,6 +41,7 @@ type walker struct {
 	// denied are drops that the rules demand and whose counter says that they
 	// never happened: the rule is misunderstood, or its counter was reset.
 	denied []drop
+	queued []drop // hand-overs to programs
 	steps  int
 	errs   []error
 }
@@ -70,6 +72,7 @@ func (s *ruleset) drops(p *packet) ([]drop, error) {
 		again.add(d.chain, d.rule, d.reject, false)
 	}
 	again.denied = append(again.denied, w.denied...)
+	again.queued = w.queued
 	return again.result(false)
 }
 
@@ -110,6 +113,7 @@ func (w *walker) result(certain bool) ([]drop, error) {
 	for i := range drops {
 		drops[i].certain = drops[i].certain && certain && len(drops) == 1
 	}
+	drops = append(drops, w.queued...)
 	return drops, errors.Join(w.errs...)
 }
 
@@ -281,6 +285,9 @@ func (w *walker) take(c *chain, r *rule, v result, s *stay, out *outcome, depth 
 		out.ended = true
 		s.leave(v.truth)
 	case verdictAccept, verdictStolen, verdictQueue:
+		if v.queue && len(w.queued) < mostCandidates {
+			w.queued = append(w.queued, drop{chain: c, rule: r, certain: inside.certain, queue: true})
+		}
 		out.ended = true
 		s.leave(v.truth)
 	case verdictReturn:

@@ -12,6 +12,7 @@ const (
 	SymptomDeaf                       // a host that is there does not answer for its address
 	SymptomTooBig                     // packets too big for a device go on being sent, or the ICMP error about them was dropped
 	SymptomStray                      // a host sent a request back where it came from, and no answer came
+	SymptomAstray                     // a host sent a reply to a router that has no way to the client
 )
 
 // String returns the symptom's name.
@@ -31,6 +32,8 @@ func (s Symptom) String() string {
 		return "too big"
 	case SymptomStray:
 		return "stray"
+	case SymptomAstray:
+		return "astray"
 	}
 	return "unknown"
 }

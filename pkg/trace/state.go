@@ -222,4 +222,12 @@ type FilterVerdict struct {
 	Packets uint64 // its counter, where it has one
 	Counted bool   // it has a counter
 	Certain bool   // every match on the way was understood and fits the packet
+
+	// Queue: it hands the packet to a program (NFQUEUE), which may drop it, or not be there.
+	Queue bool
+	// Traced: netfilter's own tracing said that this one dropped the packet, or one like it.
+	Traced bool
+	// Earlier is what the counter said when it was first read, at EarlierAt; zero when this is the first time.
+	Earlier   uint64
+	EarlierAt time.Time
 }

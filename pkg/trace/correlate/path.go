@@ -84,8 +84,9 @@ type hop struct {
 
 // related reports whether a packet in direction d can belong to the path; tuple
 // is its own in request direction. A request must be one that was seen, or be
-// tied to one by conntrack, or be the same packet after a NAT. A reply may also
-// come from elsewhere than the request went to, or go elsewhere than it came from.
+// tied to one by conntrack, or be the same packet after a NAT, or be the same
+// request behind a switch that translates in user space. A reply may also come
+// from elsewhere than the request went to, or go elsewhere than it came from.
 func (p *path) related(d trace.Direction, t trace.Tuple, ev *trace.Event) bool {
 	samePacket := ev.SKB != 0 && ev.SKB == p.skb && ev.Time.Sub(p.last) < packetAge
 	for _, known := range p.tuples {
@@ -95,12 +96,23 @@ func (p *path) related(d trace.Direction, t trace.Tuple, ev *trace.Event) bool {
 		if (samePacket || d == trace.Reply) && (known.Src == t.Src || known.Dst == t.Dst) {
 			return true
 		}
+		if d == trace.Request && known.Src == t.Src && p.wentOnFrom(ev.Netns) {
+			return true
+		}
 		if c := ev.Conntrack; c.Known() && (c.Original == known || c.Reply.Reverse() == known ||
 			c.Original.Reverse() == known || c.Reply == known) {
 			return true
 		}
 	}
 	return false
+}
+
+// wentOnFrom reports whether a request that is seen in a namespace can be the
+// path's own, sent on with another destination as a new packet (Open vSwitch's
+// userspace datapath does so): by number and sender it is the same. Where the
+// path begins it is another, as scanners send them, with one number for all ports.
+func (p *path) wentOnFrom(ns trace.Netns) bool {
+	return len(p.request) > 0 && p.request[0].netns != ns
 }
 
 // packetAge is how long an skb's address means the same packet, at least while it stays on its way.

@@ -38,6 +38,8 @@ func seen(c *trace.Case) []trace.Evidence {
 		add(ev.Time, "%s answered with %s: no socket took the %s", name(c.Place), answer, packetName(ev))
 	case trace.SymptomDeaf:
 		add(ev.Time, "%s has %s on %s, and did not answer ARP requests from %s", name(c.Place), ev.Tuple.Dst.Addr(), ev.Device.Name, ev.Tuple.Src.Addr())
+	case trace.SymptomAstray:
+		add(ev.Time, "%s sent the SYN-ACK %s -> %s by %s", name(c.Place), ev.Tuple.Src, ev.Tuple.Dst, ev.Device.Name)
 	case trace.SymptomLoop:
 		if ev.ICMPType != 0 {
 			add(ev.Time, "the packet's hop limit ran out (ICMP time exceeded)")

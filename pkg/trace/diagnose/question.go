@@ -25,7 +25,7 @@ func Question(c *trace.Case) (trace.Question, bool) {
 			q.Packet = back.Reverse()
 		}
 		return q, true
-	case trace.SymptomRefused, trace.SymptomLoop, trace.SymptomDeaf:
+	case trace.SymptomRefused, trace.SymptomLoop, trace.SymptomDeaf, trace.SymptomAstray:
 		return q, true
 	case trace.SymptomTooBig:
 		q.In, q.Out = 0, 0 // the packet's own: of the ICMP error about it nothing is asked
@@ -69,6 +69,9 @@ func Question(c *trace.Case) (trace.Question, bool) {
 // DependsOnPath reports whether the mend depends on who is on this host's links
 // along the path: then HostState.PathGateways has to be filled.
 func DependsOnPath(c *trace.Case, s *trace.HostState) bool {
+	if c.Symptom == trace.SymptomAstray {
+		return true
+	}
 	l, ok := lookupBack(c, s)
 	return ok && l.Done && !l.Found() && (!l.Rejected() || isDefault(l.Prefix))
 }
@@ -148,6 +151,9 @@ func Wants(c *trace.Case) bool {
 // A request that dies on the way to nobody, or circles, was often let go by the
 // host that it was meant for.
 func Suspects(c *trace.Case) []trace.Case {
+	if a, ok := astray(c); ok {
+		return []trace.Case{a}
+	}
 	if c.Direction != trace.Request || c.Symptom == trace.SymptomSilence || c.Symptom == trace.SymptomRefused {
 		return nil
 	}
@@ -179,7 +185,7 @@ func isNetfilterDrop(c *trace.Case) bool {
 		return ev.Reason == "NETFILTER_DROP" || ev.Reason == "NETFILTER_INGRESS"
 	}
 	return hasPrefix(ev.Symbol, "nft_do_chain", "nf_hook_slow", "ipt_do_table", "ip6t_do_table", "nf_hook_ingress", "nf_hook_netdev", "br_nf_") ||
-		isBridgeEntry(ev)
+		isBridgeEntry(ev) || isQueueDrop(ev)
 }
 
 // isBridgeEntry reports a drop where frames come into a bridge: its hook

@@ -64,6 +64,9 @@ func lookupHook(c *trace.Case) string {
 }
 
 func explainNoRoute(c *trace.Case, s *trace.HostState) *explanation {
+	if c.Symptom == trace.SymptomAstray {
+		return explainAstray(c, s)
+	}
 	l, ok := lookupBack(c, s)
 	if !ok || !l.Done || l.Found() || l.Rejected() {
 		return nil
@@ -81,7 +84,7 @@ func explainNoRoute(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	switch {
 	case c.Direction == trace.Reply && c.Symptom == trace.SymptomDrop && c.Event.InIndex != 0:
-		e.cause = fmt.Sprintf("The reply came to %s to be sent on, but no route there matches %s, and there is no default route.", here, to)
+		e.cause = fmt.Sprintf("The reply came to %s to be sent on, but no route there matches %s, and there is no default route.", here, to) + directAnswer(c)
 	case isDSR(c):
 		e.cause = fmt.Sprintf("%s answers the client directly: the reply does not go back through the hosts that the request came through (DSR). "+
 			"No route there matches %s, and there is no default route, so the answer is never built.", here, to)
