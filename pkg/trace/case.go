@@ -11,6 +11,7 @@ const (
 	SymptomLoop                       // a packet's hop limit ran out
 	SymptomDeaf                       // a host that is there does not answer for its address
 	SymptomStray                      // a host sent a request back where it came from, and no answer came
+	SymptomAsked                      // nothing yet: somebody says that this host is to answer for the packet's destination
 )
 
 // String returns the symptom's name.
@@ -28,6 +29,8 @@ func (s Symptom) String() string {
 		return "deaf"
 	case SymptomStray:
 		return "stray"
+	case SymptomAsked:
+		return "asked"
 	}
 	return "unknown"
 }
@@ -47,4 +50,6 @@ type Case struct {
 	// Verdict is what netfilter itself said of the packet that it dropped, where the kernel lets it be asked.
 	Verdict Verdict
 	Place   Place // the namespace
+	// Asked: nothing has happened. The case is what would, says the state of the hosts.
+	Asked bool
 }

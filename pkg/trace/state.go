@@ -20,6 +20,7 @@ type Question struct {
 	NextHop   netip.Addr      // neighbour to look at; invalid: the one that the route names
 	Filters   []NetfilterHook // hooks at which a filter dropped the packet, most likely first; nil: rules are not read
 	Conntrack Conntrack
+	Ahead     bool // the packet has not come yet: what counters say is no evidence
 }
 
 // HostState is what one namespace said, at one time, in answer to a Question.

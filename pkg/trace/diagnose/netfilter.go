@@ -23,7 +23,7 @@ var netfilterDrop = Rule{
 		if isFlooded(c, s) {
 			return nil
 		}
-		return explainFilter(c, s, "dropped")
+		return explainFilter(c, s, tense(c, "dropped", "would drop"))
 	},
 }
 
@@ -39,7 +39,7 @@ var netfilterReject = Rule{
 		if !c.Rejected && !isReject(judgedFilters(c.Verdict, s.Filters)) {
 			return nil
 		}
-		return explainFilter(c, s, "rejected")
+		return explainFilter(c, s, tense(c, "rejected", "would reject"))
 	},
 }
 

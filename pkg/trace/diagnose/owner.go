@@ -37,6 +37,7 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 	vip, here := c.Event.Tuple.Dst, name(c.Place)
 	listens := hasListener(s)
 	switch {
+	case c.Symptom == trace.SymptomAsked:
 	case wasLetGo(c):
 		if !listens || hasOwnRoute(s) || livesElsewhere(s) {
 			return nil
@@ -55,7 +56,13 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 		verify:     []string{at(c.Place, "%s route get %s", ipCommand(vip.Addr()), vip.Addr()) + "   # must say local"},
 		evidence:   []trace.Evidence{state(s, "%s is not local in %s", vip.Addr(), here)},
 	}
-	if s.Forwarding && !listens {
+	if c.Asked {
+		e.summary = fmt.Sprintf("%s does not own %s, with which it is to answer", here, vip.Addr())
+		for _, o := range s.Owners {
+			e.cause += fmt.Sprintf(" %s has it.", name(o.Place))
+		}
+	}
+	if s.Forwarding && !listens && c.Symptom != trace.SymptomAsked {
 		e.confidence = trace.Possible // it may as well be a router without a route
 		e.summary = fmt.Sprintf("%s has no route to %s, and does not own it", here, vip.Addr())
 		e.fix[0] = "# " + e.fix[0]

@@ -42,7 +42,7 @@ func client(c *trace.Case) netip.Addr {
 func lookupBack(c *trace.Case, s *trace.HostState) (l trace.Lookup, ok bool) {
 	switch {
 	case c.Symptom == trace.SymptomSilence:
-		return s.Back, s.DstLocal && hasListener(s)
+		return s.Back, s.DstLocal && (hasListener(s) || c.Asked)
 	case isRerouted(c, s):
 		return s.Onward, c.Direction == trace.Reply
 	case c.Symptom != trace.SymptomDrop || !isRoutingDrop(&c.Event):

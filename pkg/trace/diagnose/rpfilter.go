@@ -36,7 +36,7 @@ func explainRPFilter(c *trace.Case, s *trace.HostState) *explanation {
 	e := &explanation{
 		confidence: confidence,
 		device:     dev,
-		summary:    fmt.Sprintf("reverse-path filtering on %s of %s dropped %s from %s", dev, here, what, source),
+		summary:    fmt.Sprintf("reverse-path filtering on %s of %s %s %s from %s", dev, here, tense(c, "dropped", "would drop"), what, source),
 		verify: []string{at(c.Place, "sysctl net.ipv4.conf.all.rp_filter %s", sysctlKey("ipv4", dev, "rp_filter")),
 			at(c.Place, "ip route get %s", source)},
 	}

@@ -75,8 +75,11 @@ func finding(r *Rule, e *explanation, c *trace.Case, s *trace.HostState) trace.F
 			f.Where.Device = device
 		}
 	}
-	if f.Where.Hook == "" {
+	if f.Where.Hook == "" && !c.Asked {
 		f.Where.Hook = c.Event.Hook.String()
+	}
+	if c.Asked {
+		f.Count, f.Connections = 0, nil // nobody has met it yet
 	}
 	f.Evidence = append(seen(c), e.evidence...)
 	if c.Path.Guessed {
