@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/replypath/replypath/internal/agent"
 	"github.com/replypath/replypath/internal/netfilter"
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/pkg/trace"
@@ -86,6 +87,7 @@ type run struct {
 	topology *netstate.Topology
 	now      time.Time
 	answer   *Answer
+	in       uint32 // the device that the user named; 0: none
 	// tracks is what connection tracking would know of the request, by namespace.
 	tracks map[trace.Netns][]trace.Conntrack
 	// known: the request was followed from its client to the host that answers.
@@ -106,15 +108,14 @@ func (c *Checker) Reply(ctx context.Context, q Question) (*Answer, error) {
 	}
 	r.topology = topology
 	r.answer.Unread = append(r.answer.Unread, topology.Unread...)
-	in, err := r.inDevice()
-	if err != nil {
+	if r.in, err = r.inDevice(); err != nil {
 		return nil, err
 	}
 	tuple := trace.Tuple{Protocol: r.q.Protocol, Src: r.q.Client, Dst: r.q.Server}
 	r.answer.Path = trace.Path{
 		Protocol: r.q.Protocol, Client: r.q.Client, Server: r.q.Server, First: r.now, Last: r.now, Connection: tuple,
 	}
-	r.both(tuple, in)
+	r.both(tuple)
 	slices.Sort(r.answer.Unread)
 	r.answer.Unread = slices.Compact(r.answer.Unread)
 	return r.answer, nil
@@ -157,12 +158,12 @@ func (r *run) inDevice() (uint32, error) {
 }
 
 // both walks the request, asks the host that answers, and walks the reply.
-func (r *run) both(tuple trace.Tuple, in uint32) {
+func (r *run) both(tuple trace.Tuple) {
 	p := packet{tuple: tuple, direction: trace.Request, mark: r.q.Mark}
 	if tuple.Protocol == trace.TCP {
 		p.flags = trace.SYN
 	}
-	at := position{netns: r.q.From.Netns, in: in}
+	at := position{netns: r.q.From.Netns, in: r.in}
 	if start, ok := r.clientPlace(); ok {
 		end := r.walk(p, position{netns: start})
 		p.tuple = end.packet.tuple
@@ -170,10 +171,7 @@ func (r *run) both(tuple trace.Tuple, in uint32) {
 		case end.at.netns == at.netns && end.kind == lost && r.replyTold():
 			return // what is wrong with its way back took the request already
 		case end.at.netns == at.netns && (end.kind == arrived || end.kind == lost):
-			r.known = true
-			if in == 0 || in == end.at.in {
-				at = end.at
-			}
+			r.known, at = true, end.at
 		case end.kind == lost && !r.owns(at.netns, p.tuple.Dst.Addr()):
 			return // it died on its way to an address that the host lacks: that is one fault, not two
 		}
@@ -235,17 +233,20 @@ func (r *run) wayIn(p packet) uint32 {
 	return way.Index
 }
 
-// explain has a case diagnosed, and keeps the finding.
+// explain has a case diagnosed, as the agent would, and keeps the finding. The
+// state is what the case's namespace said when it was asked here.
 func (r *run) explain(c *trace.Case, s *trace.HostState) {
 	c.Asked, c.Path = true, r.answer.Path
 	c.Path.Request, c.Path.Reply = slices.Clone(c.Path.Request), slices.Clone(c.Path.Reply)
-	r.surround(c, s)
-	f, ok := diagnose.Explain(c, s)
+	f, ok := agent.Foretell(r.ctx, r.node, r.reader, r.places, c)
+	if !ok {
+		f, ok = diagnose.Explain(c, s)
+		f.Where.Node = r.node
+	}
 	if !ok {
 		r.unread("%s would not let the %s pass, and no rule says why", r.name(c.Place), strings.ToLower(c.Direction.String()))
 		return
 	}
-	f.Where.Node = r.node
 	mend := f.Fault
 	if mend == "" {
 		mend = strings.Join(f.Fix, "\n")

@@ -8,7 +8,6 @@ import (
 	"github.com/replypath/replypath/internal/netfilter"
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/pkg/trace"
-	"github.com/replypath/replypath/pkg/trace/diagnose"
 )
 
 // filters asks whether a rule or policy at one of the hooks drops the packet.
@@ -75,13 +74,6 @@ func (s *step) filtered(state trace.HostState, hook trace.NetfilterHook) endKind
 		ev.Input = "ip_forward"
 	default:
 		ev.Input = "ip_forward"
-	}
-	q := s.question()
-	q.Filters, q.Out = []trace.NetfilterHook{hook}, s.out.Index
-	if reply, ok := diagnose.ReplyQuestion(&q); ok {
-		if answer, err := s.read(reply); err == nil && len(answer.Filters) == 1 && answer.Filters[0].Certain {
-			state.ReplyFilters = answer.Filters
-		}
 	}
 	s.explain(&c, &state)
 	return lost

@@ -30,6 +30,7 @@ func (s *step) next(state *trace.HostState) (position, endKind) {
 			return position{}, end
 		}
 	}
+	s.notePassed(to.bridges)
 	if kind := s.bridges(to.bridges); kind != goesOn {
 		return position{}, kind
 	}
@@ -199,68 +200,16 @@ func (s *step) bridges(passed []crossing) endKind {
 	return goesOn
 }
 
-// surround fills in what the diagnosis wants to know of other namespaces.
-func (r *run) surround(c *trace.Case, s *trace.HostState) {
-	if diagnose.DependsOnPath(c, s) {
-		s.PathGateways = r.pathGateways(c)
-	}
-	if diagnose.DependsOnOwner(c, s) {
-		s.Owners = r.owners(c.Event.Tuple.Dst.Addr(), c.Place.Netns)
-	}
-}
-
-// owners are the other namespaces that have an address.
-func (r *run) owners(a netip.Addr, but trace.Netns) []trace.Owner {
-	var all []trace.Owner
-	for _, ns := range r.topology.Order {
-		for _, l := range r.topology.Of(ns) {
-			if ns != but && hasAddress(l, a) {
-				all = append(all, trace.Owner{Place: r.places.Place(ns), Virtual: isVirtual(l, a)})
-				break
-			}
+// notePassed notes the bridges as hops, as they are seen when frames pass.
+func (s *step) notePassed(passed []crossing) {
+	for _, b := range passed {
+		if b.out == 0 || s.packet.outer || b.netns == s.at.netns {
+			continue
 		}
+		on := &step{run: s.run, at: position{b.netns, b.in}}
+		hops := s.hops()
+		*hops = append(*hops, trace.Hop{Place: s.places.Place(b.netns), In: on.device(b.in), Out: on.device(b.out), Tuple: s.packet.tuple, First: s.now})
 	}
-	return all
-}
-
-// pathGateways are addresses, on links of the case's host, of the namespaces
-// that the request comes through, the one nearest to the client first.
-func (r *run) pathGateways(c *trace.Case) []trace.Gateway {
-	var gateways []trace.Gateway
-	own := r.topology.Of(c.Place.Netns)
-	for i := range c.Path.Request {
-		h := &c.Path.Request[i]
-		if h.Place.Netns == c.Place.Netns {
-			break
-		}
-		if h.In.Index == 0 || h.Out.Index == 0 {
-			continue // the client itself
-		}
-		for _, l := range r.topology.Of(h.Place.Netns) {
-			for _, p := range l.Addresses {
-				a := p.Addr()
-				if a.Is6() != c.Event.Tuple.Is6() || a.IsLinkLocalUnicast() || a.IsLoopback() {
-					continue
-				}
-				if d, ok := linkOf(own, a); ok {
-					gateways = append(gateways, trace.Gateway{Addr: a, Device: d})
-				}
-			}
-		}
-	}
-	return gateways
-}
-
-// linkOf finds the device whose prefix holds another host's address.
-func linkOf(own []*netstate.Link, a netip.Addr) (trace.Device, bool) {
-	for _, l := range own {
-		for _, p := range l.Addresses {
-			if !p.IsSingleIP() && p.Masked().Contains(a) && p.Addr() != a {
-				return trace.Device{Index: l.Index, Name: l.Name}, true
-			}
-		}
-	}
-	return trace.Device{}, false
 }
 
 // owns reports whether a namespace delivers an address to itself.

@@ -196,16 +196,6 @@ func hasAddress(l *netstate.Link, a netip.Addr) bool {
 	return slices.ContainsFunc(l.Addresses, func(p netip.Prefix) bool { return p.Addr() == a })
 }
 
-// isVirtual reports whether an address shares no link with others.
-func isVirtual(l *netstate.Link, a netip.Addr) bool {
-	for _, p := range l.Addresses {
-		if p.Addr() == a && !p.IsSingleIP() && !l.Loopback && l.Kind != "dummy" {
-			return false
-		}
-	}
-	return true
-}
-
 // answersFor reports whether the host of an endpoint answers ARP or ND for an
 // address on it: IPv4 for any of its own addresses unless arp_ignore forbids
 // that (arp_ignore, net/ipv4/arp.c), IPv6 for those of the device.

@@ -65,6 +65,9 @@ func (r *run) walk(p packet, at position) ending {
 			return ending{kind, at, p}
 		}
 		at = next
+		if r.in != 0 && at.netns == r.q.From.Netns && p.direction == trace.Request && !p.outer {
+			at.in = r.in // as the user says
+		}
 	}
 	r.unread("the way is longer than %d hops", maxHops)
 	return ending{blind, at, p}
