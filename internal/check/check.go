@@ -159,7 +159,7 @@ func (r *run) inDevice() (uint32, error) {
 
 // both walks the request, asks the host that answers, and walks the reply.
 func (r *run) both(tuple trace.Tuple) {
-	p := packet{tuple: tuple, direction: trace.Request, mark: r.q.Mark}
+	p := packet{tuple: tuple, direction: trace.Request}
 	if tuple.Protocol == trace.TCP {
 		p.flags = trace.SYN
 	}
@@ -181,6 +181,7 @@ func (r *run) both(tuple trace.Tuple) {
 			at.in = r.wayIn(p)
 		}
 	}
+	p.mark = r.q.Mark
 	r.answering(p, at)
 }
 

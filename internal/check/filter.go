@@ -1,9 +1,9 @@
 package check
 
 import (
-	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/replypath/replypath/internal/netfilter"
 	"github.com/replypath/replypath/internal/netstate"
@@ -79,20 +79,33 @@ func (s *step) filtered(state trace.HostState, hook trace.NetfilterHook) endKind
 	return lost
 }
 
-// translateIn rewrites the packet as destination NAT does, or undoes what NAT
-// did to the request.
-func (s *step) translateIn() {
-	if s.packet.direction == trace.Reply && !s.packet.outer {
-		if s.track.Known() {
-			s.packet.tuple.Dst = s.track.Original.Src
-		}
-		return
-	}
+// changeIn marks and rewrites the packet as the rules before routing do, or
+// undoes what NAT did to the request. It reports false when its mark cannot be told.
+func (s *step) changeIn() bool {
 	hook := trace.Prerouting
 	if s.at.in == 0 {
 		hook = trace.Output
 	}
-	t, ok := s.translation(hook)
+	change, ok := s.changes(hook)
+	if !ok {
+		return true
+	}
+	if s.packet.mark = change.Mark; !change.MarkKnown {
+		s.run.unread("%s: the mark that rules give the %s cannot be told from outside, and routing may depend on it", s.run.name(s.place), kindOf(s.packet))
+	}
+	if s.packet.direction == trace.Reply && !s.packet.outer {
+		if s.track.Known() {
+			s.packet.tuple.Dst = s.track.Original.Src
+		}
+		return change.MarkKnown
+	}
+	s.translateIn(change.Translations)
+	return change.MarkKnown
+}
+
+// translateIn rewrites the packet as destination NAT does.
+func (s *step) translateIn(found []netfilter.Translation) {
+	t, ok := s.chosen(found)
 	if !ok || t.Kind != netfilter.DestinationNAT && t.Kind != netfilter.Redirect {
 		return
 	}
@@ -113,7 +126,8 @@ func (s *step) translateOut() {
 		}
 		return
 	}
-	t, ok := s.translation(trace.Postrouting)
+	change, _ := s.changes(trace.Postrouting)
+	t, ok := s.chosen(change.Translations)
 	if !ok || t.Kind != netfilter.SourceNAT && t.Kind != netfilter.Masquerade {
 		return
 	}
@@ -135,19 +149,24 @@ func rewritten(old netip.AddrPort, addr netip.Addr, port uint16) netip.AddrPort 
 	return netip.AddrPortFrom(addr, port)
 }
 
-// translation asks what NAT at a hook makes of the packet. Of several backends
-// it takes the one that is asked about.
-func (s *step) translation(hook trace.NetfilterHook) (netfilter.Translation, bool) {
-	var found []netfilter.Translation
+// changes asks what the rules at a hook make of the packet.
+func (s *step) changes(hook trace.NetfilterHook) (change netfilter.Change, ok bool) {
+	q := s.question()
+	q.Out = s.out.Index
 	err := s.Inside(s.ctx, s.place, func() (err error) {
-		q := s.question()
-		q.Out = s.out.Index
-		found, err = netfilter.Translations(q, s.interfaceOf(s.at.in), s.interfaceOf(s.out.Index), hook)
+		change, err = netfilter.Changes(q, s.interfaceOf(s.at.in), s.interfaceOf(s.out.Index), hook)
 		return err
 	})
 	if err != nil {
-		s.run.unread("%s: NAT rules: %v", s.run.name(s.place), errors.Unwrap(err))
+		s.run.unread("%s: NAT rules and marks: %s", s.run.name(s.place), strings.ReplaceAll(err.Error(), "\n", "; "))
+		return netfilter.Change{}, false
 	}
+	return change, true
+}
+
+// chosen is what NAT makes of the packet. Of several backends it takes the one
+// that is asked about.
+func (s *step) chosen(found []netfilter.Translation) (netfilter.Translation, bool) {
 	for _, t := range found {
 		if t.Certain && !t.Unknown {
 			return t, true

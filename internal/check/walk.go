@@ -3,6 +3,8 @@ package check
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"strings"
 
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/pkg/trace"
@@ -64,7 +66,13 @@ func (r *run) walk(p packet, at position) ending {
 		if kind != goesOn {
 			return ending{kind, at, p}
 		}
+		if next.netns != at.netns {
+			p.mark = 0 // a packet loses it on its way to another namespace (skb_scrub_packet, net/core/skbuff.c)
+		}
 		at = next
+		if at.netns == r.q.From.Netns && p.direction == trace.Request && !p.outer {
+			p.mark = r.q.Mark
+		}
 		if r.in != 0 && at.netns == r.q.From.Netns && p.direction == trace.Request && !p.outer {
 			at.in = r.in // as the user says
 		}
@@ -105,7 +113,9 @@ func (s *step) answers() bool {
 // take brings the packet through the namespace.
 func (s *step) take() (position, endKind) {
 	s.enter()
-	s.translateIn()
+	if !s.changeIn() {
+		return position{}, blind
+	}
 	state, err := s.read(s.question())
 	s.state = state
 	if err != nil || !state.Onward.Done {
@@ -229,11 +239,28 @@ func (s *step) deliver() endKind {
 	if s.packet.direction == trace.Request && !s.packet.outer {
 		s.remember()
 		if !s.answers() {
-			s.note("%s owns %s and would take the request itself", s.run.name(s.place), s.packet.tuple.Dst.Addr())
-			return left
+			return s.elsewhere()
 		}
 	}
 	return arrived
+}
+
+// elsewhere tells of a request that another host than the one that is to answer takes for its own.
+func (s *step) elsewhere() endKind {
+	s.note("%s owns %s and would take the request itself", s.run.name(s.place), s.packet.tuple.Dst.Addr())
+	if s.packet.tuple.Protocol != trace.TCP || s.packet.tuple.Dst.Port() == 0 || diagnose.HasListener(&s.state) {
+		return left // a proxy, it may be
+	}
+	var virtual bool
+	err := s.Inside(s.ctx, s.place, func() error {
+		services, err := os.ReadFile("/proc/thread-self/net/ip_vs")
+		virtual = err == nil && strings.Count(string(services), "\n") > 3
+		return nil
+	})
+	if err != nil || virtual {
+		return left // IPVS takes it before any socket
+	}
+	return s.fail(trace.SymptomRefused, "NO_SOCKET", &s.state)
 }
 
 // refuses reports whether reverse-path filtering drops the packet.

@@ -31,10 +31,18 @@ type Translation struct {
 	Certain bool       // the packet is sure to meet the rule
 }
 
-// Translations returns what the NAT rules at a hook of the calling thread's
-// namespace would make of the packet of q, which must be the first of its
-// connection: the one that is certain, or the candidates before it in order.
-func Translations(q trace.Question, in, out trace.Interface, hook trace.NetfilterHook) ([]Translation, error) {
+// Change is what the rules at a hook would make of a packet that they let pass.
+type Change struct {
+	// Translations is what NAT makes of the first packet of a connection: the
+	// one that is certain, or the candidates before it in order.
+	Translations []Translation
+	Mark         uint32
+	MarkKnown    bool // false: a rule sets the mark to what cannot be told from outside
+}
+
+// Changes returns what the rules at a hook of the calling thread's namespace
+// would make of the packet of q.
+func Changes(q trace.Question, in, out trace.Interface, hook trace.NetfilterHook) (Change, error) {
 	q.Filters = []trace.NetfilterHook{hook}
 	rules, socket, err := readRuleset(q, time.Now().Add(timeLimit))
 	if socket != nil {
@@ -43,12 +51,15 @@ func Translations(q trace.Question, in, out trace.Interface, hook trace.Netfilte
 	p := newPacket(q, withName(in, q.In), withName(out, q.Out), hook, &kernelRoutes{})
 	w := &walker{packet: p}
 	w.hook(rules.bases(p))
+	mark, known := p.mark.masked32()
+	change := Change{Translations: p.translations, Mark: mark, MarkKnown: known == ^uint32(0)}
 	for i, t := range p.translations {
 		if t.Certain {
-			return p.translations[:i+1], err
+			change.Translations = p.translations[:i+1]
+			break
 		}
 	}
-	return p.translations, errors.Join(append(w.errs, err)...)
+	return change, errors.Join(append(w.errs, err)...)
 }
 
 // newAddress is what a NAT expression rewrites to.
