@@ -99,6 +99,9 @@ type run struct {
 func (c *Checker) Reply(ctx context.Context, q Question) (*Answer, error) {
 	r := &run{Checker: c, ctx: ctx, q: q, now: time.Now(), answer: &Answer{},
 		tracks: make(map[trace.Netns][]trace.Conntrack), told: make(map[string]bool)}
+	if err := c.Inside(ctx, q.From, func() error { return nil }); err != nil {
+		return nil, err
+	}
 	if err := r.complete(); err != nil {
 		return nil, err
 	}
@@ -113,7 +116,7 @@ func (c *Checker) Reply(ctx context.Context, q Question) (*Answer, error) {
 	}
 	tuple := trace.Tuple{Protocol: r.q.Protocol, Src: r.q.Client, Dst: r.q.Server}
 	r.answer.Path = trace.Path{
-		Protocol: r.q.Protocol, Client: r.q.Client, Server: r.q.Server, First: r.now, Last: r.now, Connection: tuple,
+		Protocol: r.q.Protocol, Client: r.q.Client, Server: r.q.Server, Connection: tuple, // never seen: no times
 	}
 	r.both(tuple)
 	slices.Sort(r.answer.Unread)
@@ -248,6 +251,7 @@ func (r *run) explain(c *trace.Case, s *trace.HostState) {
 		r.unread("%s would not let the %s pass, and no rule says why", r.name(c.Place), strings.ToLower(c.Direction.String()))
 		return
 	}
+	r.withoutPort(&f)
 	mend := f.Fault
 	if mend == "" {
 		mend = strings.Join(f.Fix, "\n")
@@ -258,6 +262,24 @@ func (r *run) explain(c *trace.Case, s *trace.HostState) {
 	}
 	r.told[key] = true
 	r.answer.Findings = append(r.answer.Findings, f)
+}
+
+// withoutPort takes the port out of a finding's texts where none was asked about.
+func (r *run) withoutPort(f *trace.Finding) {
+	if r.q.Server.Port() != 0 {
+		return
+	}
+	texts := strings.NewReplacer(
+		r.q.Server.String(), r.q.Server.Addr().String(), r.q.Client.String(), r.q.Client.Addr().String(),
+		" tcp dport 0", "", " tcp sport 0", "", " udp dport 0", "", " udp sport 0", "", " --dport 0", "", " --sport 0", "",
+	)
+	f.Summary, f.Cause = texts.Replace(f.Summary), texts.Replace(f.Cause)
+	for i := range f.Fix {
+		f.Fix[i] = texts.Replace(f.Fix[i])
+	}
+	for i := range f.Evidence {
+		f.Evidence[i].Text = texts.Replace(f.Evidence[i].Text)
+	}
 }
 
 // read asks a namespace.

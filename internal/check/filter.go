@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/replypath/replypath/internal/netfilter"
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/pkg/trace"
@@ -90,6 +92,9 @@ func (s *step) changeIn() bool {
 	if !ok {
 		return true
 	}
+	if !change.MarkKnown && !s.marksRoute() {
+		change.Mark, change.MarkKnown = s.packet.mark, true // it does not matter
+	}
 	if s.packet.mark = change.Mark; !change.MarkKnown {
 		s.run.unread("%s: the mark that rules give the %s cannot be told from outside, and routing may depend on it", s.run.name(s.place), kindOf(s.packet))
 	}
@@ -101,6 +106,21 @@ func (s *step) changeIn() bool {
 	}
 	s.translateIn(change.Translations)
 	return change.MarkKnown
+}
+
+// marksRoute reports whether a routing rule here looks at marks.
+func (s *step) marksRoute() bool {
+	family := netlink.FAMILY_V4
+	if s.packet.tuple.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	marks := true
+	err := s.Inside(s.ctx, s.place, func() error {
+		rules, err := netlink.RuleList(family)
+		marks = err != nil || slices.ContainsFunc(rules, func(r netlink.Rule) bool { return r.Mark != 0 || r.Mask != nil && *r.Mask != 0 })
+		return err
+	})
+	return err != nil || marks
 }
 
 // translateIn rewrites the packet as destination NAT does.
