@@ -36,6 +36,7 @@ type Question struct {
 type Answer struct {
 	Findings []trace.Finding
 	Path     trace.Path
+	// Findings is one, or none: what is lost is lost once. Others are told in Notes.
 	// Unread is what could not be read or judged, so that there may be more faults.
 	Unread []string
 	// Notes say what is worth knowing and no fault.
@@ -261,6 +262,11 @@ func (r *run) explain(c *trace.Case, s *trace.HostState) {
 		return
 	}
 	r.told[key] = true
+	if len(r.answer.Findings) > 0 {
+		// A second one may well come of the first, and what is lost once is not lost again.
+		r.note("once that is mended: %s, %s (%s)", f.Summary, f.ID, strings.ToLower(f.Direction.String()))
+		return
+	}
 	r.answer.Findings = append(r.answer.Findings, f)
 }
 

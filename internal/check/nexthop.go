@@ -21,6 +21,9 @@ func (s *step) next(state *trace.HostState) (position, endKind) {
 		return s.throughTunnel(out)
 	}
 	reach := segmentOf(s.topology, out.Port)
+	if out.Remote.IsValid() && len(reach.endpoints) == 0 && s.unanswered(out) {
+		return position{}, blind
+	}
 	to, kind := s.neighbor(reach, state)
 	if kind != goesOn {
 		return position{}, kind
@@ -84,6 +87,23 @@ func (s *step) underlay(l *netstate.Link) endKind {
 	return s.walk(outer, position{netns: s.at.netns}).kind
 }
 
+// unanswered reports a tunnel that leads to a host of this node where no device
+// takes what comes out of it.
+func (s *step) unanswered(l *netstate.Link) bool {
+	for _, ns := range s.topology.Order {
+		if ns == s.at.netns || !owns(s.topology, ns, l.Remote) {
+			continue
+		}
+		for _, other := range s.topology.Of(ns) {
+			if other.Kind == l.Kind && other.Port4 == l.Port4 && other.VNI != l.VNI {
+				s.run.unread("%s of %s (VNI %d) leads to %s, where %s has VNI %d", l.Name, s.run.name(s.place), l.VNI, s.run.name(s.places.Place(ns)), other.Name, other.VNI)
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // outerProtocol is the protocol of a tunnel's outer packets (IANA).
 func outerProtocol(kind string) trace.Protocol {
 	switch kind {
@@ -122,7 +142,10 @@ func (s *step) neighbor(reach segment, state *trace.HostState) (endpoint, endKin
 		reach.open = reach.open || e.link.ProxyARP
 	}
 	switch {
-	case resolved && entry.State != "STALE" && len(have) == 0:
+	case entry.State == "PERMANENT" && !reach.open:
+		s.run.unread("%s has the MAC %s for %s (%s), and nobody on %s has that MAC", s.run.name(s.place), entry.MAC, s.hop, entry.State, s.out.Name)
+		return endpoint{}, blind
+	case resolved && reach.open && len(have) == 0:
 		return endpoint{}, left // to a machine that is not seen from here
 	case len(have) == 0 && (!reach.open || entry.State == "FAILED"):
 		return endpoint{}, s.unresolved(state)
