@@ -28,7 +28,7 @@ type Translation struct {
 	Addr    netip.Addr // invalid: it stays, or the device tells (Masquerade, Redirect), or Unknown
 	Port    uint16     // 0: it stays
 	Unknown bool       // the rule chooses, and how cannot be told from outside
-	Certain bool       // the packet is sure to meet the rule
+	Certain bool       // the rule takes the packet, unless a candidate before it does
 }
 
 // Change is what the rules at a hook would make of a packet that they let pass.
