@@ -43,6 +43,7 @@ func (r *run) answering(p packet, at position) {
 		if got := end.packet.tuple; r.known && got != r.answer.Path.Connection.Reverse() {
 			r.unread("the reply would reach %s as %s, and the client waits for one from %s", r.name(r.places.Place(end.at.netns)), got, r.q.Server)
 		}
+		r.tooBig()
 	case left:
 		r.note("beyond %s the way of the reply is not known", r.name(r.places.Place(end.at.netns)))
 	}

@@ -94,12 +94,15 @@ type run struct {
 	// known: the request was followed from its client to the host that answers.
 	known bool
 	told  map[string]bool
+	// sizes are the MTUs on the way, by direction.
+	sizes  map[trace.Direction][]size
+	trying bool // nothing is told
 }
 
 // Reply answers a question. The error says that it could not be asked at all.
 func (c *Checker) Reply(ctx context.Context, q Question) (*Answer, error) {
 	r := &run{Checker: c, ctx: ctx, q: q, now: time.Now(), answer: &Answer{},
-		tracks: make(map[trace.Netns][]trace.Conntrack), told: make(map[string]bool)}
+		tracks: make(map[trace.Netns][]trace.Conntrack), told: make(map[string]bool), sizes: make(map[trace.Direction][]size)}
 	if err := c.Inside(ctx, q.From, func() error { return nil }); err != nil {
 		return nil, err
 	}
@@ -241,6 +244,9 @@ func (r *run) wayIn(p packet) uint32 {
 // explain has a case diagnosed, as the agent would, and keeps the finding. The
 // state is what the case's namespace said when it was asked here.
 func (r *run) explain(c *trace.Case, s *trace.HostState) {
+	if r.trying {
+		return
+	}
 	c.Asked, c.Path = true, r.answer.Path
 	c.Path.Request, c.Path.Reply = slices.Clone(c.Path.Request), slices.Clone(c.Path.Reply)
 	f, ok := agent.Foretell(r.ctx, r.node, r.reader, r.places, c)

@@ -22,7 +22,7 @@ func (s *step) next(state *trace.HostState) (position, endKind) {
 	}
 	reach := segmentOf(s.topology, out.Port)
 	if out.Remote.IsValid() && len(reach.endpoints) == 0 && s.unanswered(out) {
-		return position{}, blind
+		return position{}, s.unresolved(state)
 	}
 	to, kind := s.neighbor(reach, state)
 	if kind != goesOn {
@@ -87,19 +87,17 @@ func (s *step) underlay(l *netstate.Link) endKind {
 	return s.walk(outer, position{netns: s.at.netns}).kind
 }
 
-// unanswered reports a tunnel that leads to a host of this node where no device
-// takes what comes out of it.
+// unanswered reports a tunnel that leads to a host of this node where there are
+// tunnels of its kind, and none that takes what comes out of it.
 func (s *step) unanswered(l *netstate.Link) bool {
 	for _, ns := range s.topology.Order {
 		if ns == s.at.netns || !owns(s.topology, ns, l.Remote) {
 			continue
 		}
-		for _, other := range s.topology.Of(ns) {
-			if other.Kind == l.Kind && other.Port4 == l.Port4 && other.VNI != l.VNI {
-				s.run.unread("%s of %s (VNI %d) leads to %s, where %s has VNI %d", l.Name, s.run.name(s.place), l.VNI, s.run.name(s.places.Place(ns)), other.Name, other.VNI)
-				return true
-			}
-		}
+		same := func(other *netstate.Link) bool { return other.Kind == l.Kind }
+		external := func(other *netstate.Link) bool { return same(other) && other.External }
+		links := s.topology.Of(ns)
+		return slices.ContainsFunc(links, same) && !slices.ContainsFunc(links, external)
 	}
 	return false
 }

@@ -148,6 +148,9 @@ func (s *step) enter() {
 	}
 	if s.packet.direction == trace.Request || s.packet.outer {
 		s.track = trace.Conntrack{Original: s.before, Reply: s.before.Reverse(), Info: conntrackNew}
+		if p := s.before.Protocol; p == trace.ICMP || p == trace.ICMPv6 {
+			s.track.Info = conntrackRelated
+		}
 		return
 	}
 	for _, t := range s.tracks[s.at.netns] {
@@ -165,8 +168,9 @@ func (s *step) enter() {
 
 // enum ip_conntrack_info (include/uapi/linux/netfilter/nf_conntrack_common.h).
 const (
-	conntrackNew   = 2
-	conntrackReply = 3
+	conntrackRelated = 1
+	conntrackNew     = 2
+	conntrackReply   = 3
 )
 
 func (s *step) hops() *[]trace.Hop {
@@ -301,6 +305,7 @@ func (s *step) forward() (position, endKind) {
 	s.translateOut()
 	s.remember()
 	s.leave(s.out)
+	s.measure()
 	return s.next(&state)
 }
 

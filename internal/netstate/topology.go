@@ -35,6 +35,7 @@ type Link struct {
 	VLAN      int    // tag of a VLAN device
 	VNI       int    // of a VXLAN or Geneve device
 	Port4     int    // UDP port of a VXLAN device
+	External  bool   // whoever sends chooses VNI and addresses
 	Local     netip.Addr
 	Remote    netip.Addr
 	Addresses []netip.Prefix
@@ -193,10 +194,10 @@ func newLink(ns trace.Netns, l netlink.Link, peers map[int]trace.Netns) *Link {
 	case *netlink.Vlan:
 		found.VLAN = d.VlanId
 	case *netlink.Vxlan:
-		found.VNI, found.Port4 = d.VxlanId, d.Port
+		found.VNI, found.Port4, found.External = d.VxlanId, d.Port, d.FlowBased
 		found.Local, found.Remote = addrOf(d.SrcAddr), addrOf(d.Group)
 	case *netlink.Geneve:
-		found.VNI, found.Port4, found.Remote = int(d.ID), int(d.Dport), addrOf(d.Remote)
+		found.VNI, found.Port4, found.Remote, found.External = int(d.ID), int(d.Dport), addrOf(d.Remote), d.FlowBased
 	case *netlink.Iptun:
 		found.Local, found.Remote = addrOf(d.Local), addrOf(d.Remote)
 	case *netlink.Gretun:
