@@ -16,7 +16,7 @@ import (
 func (r *run) answering(p packet, at position) {
 	s := &step{run: r, packet: &p, at: at, place: r.q.From, before: p.tuple}
 	s.track = trace.Conntrack{Original: p.tuple, Reply: p.tuple.Reverse(), Info: conntrackNew}
-	state, err := r.read(s.question())
+	state, err := s.settled()
 	if err != nil || !state.Onward.Done {
 		return
 	}

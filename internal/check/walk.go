@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/pkg/trace"
@@ -116,7 +117,7 @@ func (s *step) take() (position, endKind) {
 	if !s.changeIn() {
 		return position{}, blind
 	}
-	state, err := s.read(s.question())
+	state, err := s.settled()
 	s.state = state
 	if err != nil || !state.Onward.Done {
 		return position{}, blind
@@ -131,6 +132,19 @@ func (s *step) take() (position, endKind) {
 		return position{}, s.disown()
 	}
 	return s.forward()
+}
+
+// settled asks what the namespace would do. An IPv6 address that was added a
+// moment ago is not local before the kernel's worker has looked at it.
+func (s *step) settled() (trace.HostState, error) {
+	for try := 0; ; try++ {
+		state, err := s.read(s.question())
+		dst := s.packet.tuple.Dst.Addr()
+		if err != nil || state.DstLocal || dst.Is4() || try == 10 || !owns(s.topology, s.at.netns, dst) {
+			return state, err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // isRouter reports whether the host that is to answer only forwards: it does
