@@ -31,6 +31,10 @@ type Lab struct {
 	Topology  Topology
 	Setting   []Change // harmless on its own: what this variant has besides its topology
 	Faults    []Change // what is wrong
+
+	// Unforeseen says why `replypath check reply` cannot know the fault before
+	// there is traffic; "" where it must.
+	Unforeseen string
 }
 
 // Healthy reports whether there is nothing to find.

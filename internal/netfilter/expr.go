@@ -283,9 +283,15 @@ type rejecting struct {
 func (e rejecting) run(m *machine) { m.give(verdict{code: verdictDrop, reject: true}) }
 
 // translate is a NAT statement: it accepts.
-type translate struct{ text string }
+type translate struct {
+	text string
+	to   newAddress
+}
 
-func (e translate) run(m *machine) { m.give(verdict{code: verdictAccept}) }
+func (e translate) run(m *machine) {
+	m.translate(e.to)
+	m.give(verdict{code: verdictAccept})
+}
 
 // setMeta writes the mark or another property of the packet.
 type setMeta struct {

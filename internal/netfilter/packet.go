@@ -86,6 +86,7 @@ type packet struct {
 
 	markRead, markWritten bool
 	asked                 trace.Question
+	translations          []Translation // by the NAT rules that the walk came by
 }
 
 // newPacket describes the packet of q at a hook.

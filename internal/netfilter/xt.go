@@ -132,7 +132,7 @@ func decodeTarget(name string, revision uint8, data []byte, is6 bool) []expr {
 	case "CONNMARK", "HMARK":
 		return []expr{xtSetMark{unknown: true, name: name}}
 	case "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP":
-		return []expr{translate{text: "-j " + name}}
+		return []expr{translate{text: "-j " + name, to: decodeTargetNAT(name, revision, data, is6)}}
 	case "NFQUEUE":
 		return []expr{opaqueEnd{text: fmt.Sprintf("-j NFQUEUE --queue-num %d", r.u16()), sure: true, queue: true}}
 	case "TPROXY", "SYNPROXY":

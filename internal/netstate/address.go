@@ -83,6 +83,11 @@ func (d *Directory) Reachable(limit int) []trace.Netns {
 			all = append(all, ns)
 		}
 	}
+	for ns := range d.located {
+		if ns != d.host.Netns && d.found.paths[ns] == "" {
+			all = append(all, ns)
+		}
+	}
 	slices.Sort(all)
 	return all[:min(limit, len(all))]
 }

@@ -13,6 +13,7 @@ const (
 	SymptomTooBig                     // packets too big for a device go on being sent, or the ICMP error about them was dropped
 	SymptomStray                      // a host sent a request back where it came from, and no answer came
 	SymptomAstray                     // a host sent a reply to a router that has no way to the client
+	SymptomAsked                      // nothing yet: somebody says that this host is to answer for the packet's destination
 )
 
 // String returns the symptom's name.
@@ -34,6 +35,8 @@ func (s Symptom) String() string {
 		return "stray"
 	case SymptomAstray:
 		return "astray"
+	case SymptomAsked:
+		return "asked"
 	}
 	return "unknown"
 }
@@ -57,4 +60,6 @@ type Case struct {
 	// Verdict is what netfilter itself said of the packet that it dropped, where the kernel lets it be asked.
 	Verdict Verdict
 	Place   Place // the namespace
+	// Asked: nothing has happened. The case is what would, says the state of the hosts.
+	Asked bool
 }

@@ -114,7 +114,7 @@ type Event struct {
 	TTL           uint8  // or hop limit
 	DontFragment  bool
 	MoreFragments bool
-	Carried Carried // by a dropped packet of a tunnel: Tuple is the outer packet's
+	Carried       Carried // by a dropped packet of a tunnel: Tuple is the outer packet's
 
 	Verdict Verdict // of netfilter; there is no tuple then, SKB tells which packet
 }

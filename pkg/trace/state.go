@@ -26,6 +26,7 @@ type Question struct {
 	Limits    bool      // the state of connection tracking is read
 	Receivers bool      // the sockets that take the packet are looked for
 	Tunnels   bool      // the tunnel devices are listed
+	Ahead     bool      // the packet has not come yet: what counters say is no evidence
 }
 
 // HostState is what one namespace said, at one time, in answer to a Question.

@@ -101,7 +101,7 @@ func explainConntrackInvalid(c *trace.Case, s *trace.HostState) *explanation {
 	if c.Symptom != trace.SymptomDrop || !tracked(c).Known() || !s.Tracked || len(s.IfTracked) > 0 {
 		return nil
 	}
-	filters := judgedFilters(c.Verdict, s.Filters)
+	filters := judgedFilters(c, s.Filters)
 	if len(filters) == 0 {
 		return nil
 	}

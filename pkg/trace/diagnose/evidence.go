@@ -15,6 +15,10 @@ func seen(c *trace.Case) []trace.Evidence {
 		out = append(out, trace.Evidence{Time: t, Text: fmt.Sprintf(format, args...)})
 	}
 	ev := &c.Event
+	if c.Asked {
+		add(ev.Time, "asked before there is traffic: what would %s do with the %s %s -> %s%s?", name(c.Place), packetName(ev), ev.Tuple.Src, ev.Tuple.Dst, comingBy(c))
+		return out
+	}
 	if a := &c.Arrival; a.Hook == trace.HookReceive && !ev.Carried.Known() {
 		add(a.Time, "%s %s -> %s came in on %s of %s", packetName(a), a.Tuple.Src, a.Tuple.Dst, a.Device.Name, name(c.Place))
 	}
@@ -46,6 +50,25 @@ func seen(c *trace.Case) []trace.Evidence {
 		}
 	}
 	return out
+}
+
+// comingBy tells by which device the packet would come in.
+func comingBy(c *trace.Case) string {
+	switch {
+	case c.Event.InIndex == 0:
+		return ""
+	case c.Arrival.Device.Name != "":
+		return ", in by " + c.Arrival.Device.Name
+	}
+	return fmt.Sprintf(", in by device %d", c.Event.InIndex)
+}
+
+// tense chooses the words for what happened, or would happen.
+func tense(c *trace.Case, happened, would string) string {
+	if c.Asked {
+		return would
+	}
+	return happened
 }
 
 func packetName(ev *trace.Event) string {

@@ -26,7 +26,7 @@ var netfilterDrop = Rule{
 		if isFlooded(c, s) {
 			return nil
 		}
-		return explainFilter(c, s, "dropped")
+		return explainFilter(c, s, tense(c, "dropped", "would drop"))
 	},
 }
 
@@ -42,7 +42,7 @@ var netfilterReject = Rule{
 		if !c.Rejected && !isReject(judgedFilters(c, s.Filters)) {
 			return nil
 		}
-		return explainFilter(c, s, "rejected")
+		return explainFilter(c, s, tense(c, "rejected", "would reject"))
 	},
 }
 

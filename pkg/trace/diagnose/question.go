@@ -14,6 +14,7 @@ func Question(c *trace.Case) (trace.Question, bool) {
 	q := trace.Question{
 		Place: c.Place, Packet: ev.Tuple, Flags: ev.Flags, In: ev.InIndex, Out: ev.OutIndex, Mark: ev.Mark,
 		Direction: c.Direction, SourceMAC: c.Arrival.SourceMAC, Conntrack: ev.Conntrack, Arrived: c.Arrival.Device.Index,
+		Ahead: c.Asked,
 	}
 	switch c.Symptom {
 	case trace.SymptomSilence:
@@ -25,7 +26,7 @@ func Question(c *trace.Case) (trace.Question, bool) {
 			q.Packet = back.Reverse()
 		}
 		return q, true
-	case trace.SymptomRefused, trace.SymptomLoop, trace.SymptomDeaf, trace.SymptomAstray:
+	case trace.SymptomRefused, trace.SymptomLoop, trace.SymptomDeaf, trace.SymptomAstray, trace.SymptomAsked:
 		return q, true
 	case trace.SymptomTooBig:
 		q.In, q.Out = 0, 0 // the packet's own: of the ICMP error about it nothing is asked
@@ -81,6 +82,9 @@ func DependsOnPath(c *trace.Case, s *trace.HostState) bool {
 func DependsOnOwner(c *trace.Case, s *trace.HostState) bool {
 	if c.Direction != trace.Request || s.DstLocal {
 		return false
+	}
+	if c.Symptom == trace.SymptomAsked {
+		return true
 	}
 	return wasNotTaken(c, s) && !(s.Forwarding && s.Onward.Found()) || wasLetGo(c) && hasListener(s)
 }
@@ -296,3 +300,10 @@ func hasPrefix(s string, prefixes ...string) bool {
 	}
 	return false
 }
+
+// RefusesSource reports whether reverse-path filtering would drop what comes
+// from the packet's source by the device that it comes in by.
+func RefusesSource(s *trace.HostState) bool { return refusesSource(s) }
+
+// HasListener reports whether a socket would take the packet, were its destination local.
+func HasListener(s *trace.HostState) bool { return hasListener(s) }

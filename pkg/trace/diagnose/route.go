@@ -42,7 +42,7 @@ func client(c *trace.Case) netip.Addr {
 func lookupBack(c *trace.Case, s *trace.HostState) (l trace.Lookup, ok bool) {
 	switch {
 	case c.Symptom == trace.SymptomSilence:
-		return s.Back, s.DstLocal && hasListener(s)
+		return s.Back, s.DstLocal && (hasListener(s) || c.Asked)
 	case isRerouted(c, s):
 		return s.Onward, c.Direction == trace.Reply
 	case c.Symptom != trace.SymptomDrop || !isRoutingDrop(&c.Event):
@@ -84,7 +84,7 @@ func explainNoRoute(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	switch {
 	case c.Direction == trace.Reply && c.Symptom == trace.SymptomDrop && c.Event.InIndex != 0:
-		e.cause = fmt.Sprintf("The reply came to %s to be sent on, but no route there matches %s, and there is no default route.", here, to) + directAnswer(c)
+		e.cause = fmt.Sprintf("The reply "+tense(c, "came", "comes")+" to %s to be sent on, but no route there matches %s, and there is no default route.", here, to) + directAnswer(c)
 	case isDSR(c):
 		e.cause = fmt.Sprintf("%s answers the client directly: the reply does not go back through the hosts that the request came through (DSR). "+
 			"No route there matches %s, and there is no default route, so the answer is never built.", here, to)

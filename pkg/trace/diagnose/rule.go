@@ -87,10 +87,16 @@ func finding(r *Rule, e *explanation, c *trace.Case, s *trace.HostState) trace.F
 			f.Where.Device = device
 		}
 	}
-	if f.Where.Hook == "" {
+	if f.Where.Hook == "" && !c.Asked {
 		f.Where.Hook = c.Event.Hook.String()
 	}
+	if c.Asked {
+		f.Count, f.Connections = 0, nil // nobody has met it yet
+	}
 	f.Evidence = append(seen(c), e.evidence...)
+	if c.Asked && r.ID == neighborUnresolved.ID && s.NextHop.State != "FAILED" {
+		f.Confidence = min(f.Confidence, trace.Likely) // nobody has asked it yet
+	}
 	if c.Path.Guessed {
 		f.Confidence = min(f.Confidence, trace.Likely)
 		f.Evidence = append(f.Evidence, trace.Evidence{Time: c.Path.First, Text: "the connection began before it was traced: the side with the higher port is taken for the client"})

@@ -37,7 +37,7 @@ func explainPortNotListening(c *trace.Case, s *trace.HostState) *explanation {
 		confidence: trace.Certain,
 		device:     c.Arrival.Device.Name,
 		summary:    fmt.Sprintf("nobody listens on %s in %s", dst, here),
-		cause:      fmt.Sprintf("The request for %s reached %s, but no socket there takes it.", dst, here),
+		cause:      fmt.Sprintf("The request for %s "+tense(c, "reached", "comes to")+" %s, but no socket there takes it.", dst, here),
 		fix:        []string{fmt.Sprintf("# start the server that is to listen on %s in %s, or send the traffic to the port where it does", dst, here)},
 		verify:     []string{at(c.Place, "ss -Hln%s 'sport = :%d'", c.Event.Tuple.Protocol.String()[:1], dst.Port()) + fmt.Sprintf("   # must show a socket on %s or on all addresses", dst.Addr())},
 	}
