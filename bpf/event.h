@@ -97,7 +97,7 @@ struct event {
 	__u8 nf_hook;   /* verdict: enum nf_inet_hooks, nf_dev_hooks */
 	__u8 nf_family; /* verdict: NFPROTO_* */
 	__u8 function;  /* verdict: enum function */
-	__u8 pad2;
+	__u8 ttl;       /* the packet's IPv4 time to live or IPv6 hop limit; 0: there is no packet */
 };
 
 /* The second form of a record: with conntrack's tuples. */

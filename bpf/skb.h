@@ -283,6 +283,7 @@ static __always_inline void fill_skb(struct event *e, const struct sk_buff *skb,
 	__u16 mac = BPF_CORE_READ(skb, mac_header);
 
 	e->skb = (__u64)skb;
+	e->ttl = load8(h->network + (h->family == AF_INET ? 8 : 7));
 	e->mark = BPF_CORE_READ(skb, mark);
 	e->in_ifindex = BPF_CORE_READ(skb, skb_iif);
 	if (BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type) == PACKET_OTHERHOST)

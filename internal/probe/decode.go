@@ -58,6 +58,7 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 		Unbuilt:   e.Flags&uint8(dropEventFlagEVENT_UNBUILT) != 0,
 		Short:     e.Flags&uint8(dropEventFlagEVENT_SHORT) != 0,
 		HasRoute:  e.Flags&uint8(dropEventFlagEVENT_HAS_ROUTE) != 0,
+		TTL:       e.Ttl,
 		Mark:      e.Mark,
 		SourceMAC: e.SourceMac,
 		InIndex:   e.InIfindex,

@@ -52,7 +52,7 @@ type dropEvent struct {
 	NfHook     uint8
 	NfFamily   uint8
 	Function   uint8
-	Pad2       uint8
+	Ttl        uint8
 }
 
 type dropEventConntrack struct {

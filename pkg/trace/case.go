@@ -5,12 +5,15 @@ type Symptom uint8
 
 // The symptoms.
 const (
-	SymptomDrop    Symptom = iota + 1 // the kernel dropped a packet of the exchange
-	SymptomSilence                    // a connection request came in, and nothing went out
-	SymptomRefused                    // a connection request was answered with a reset, as no socket took it
-	SymptomLoop                       // a packet's hop limit ran out
-	SymptomDeaf                       // a host that is there does not answer for its address
-	SymptomStray                      // a host sent a request back where it came from, and no answer came
+	SymptomDrop         Symptom = iota + 1 // the kernel dropped a packet of the exchange
+	SymptomSilence                         // a connection request came in, and nothing went out
+	SymptomRefused                         // a connection request was answered with a reset, as no socket took it
+	SymptomLoop                            // a packet's hop limit ran out
+	SymptomDeaf                            // a host that is there does not answer for its address
+	SymptomStray                           // a host sent a request back where it came from, and no answer came
+	SymptomMisaddressed                    // an answer came back with another source than the one that was asked
+	SymptomVanished                        // an answer left a host, nobody saw it again, and the request was repeated
+	SymptomUnmatched                       // a packet of a live connection came to a host that does not know it
 )
 
 // String returns the symptom's name.
@@ -28,6 +31,12 @@ func (s Symptom) String() string {
 		return "deaf"
 	case SymptomStray:
 		return "stray"
+	case SymptomMisaddressed:
+		return "misaddressed"
+	case SymptomVanished:
+		return "vanished"
+	case SymptomUnmatched:
+		return "unmatched"
 	}
 	return "unknown"
 }

@@ -87,6 +87,7 @@ type Event struct {
 	Inner     bool   // the packet is an ICMP error; Tuple, Flags, Seq and Ack are those of the packet it is about
 	Unbuilt   bool   // dropped by the socket that made it, before it had an IP header
 	OtherHost bool   // addressed to another MAC: bridged, or flooded here
+	TTL       uint8  // IPv4 time to live, IPv6 hop limit; 0: not told
 	Mark      uint32 // skb->mark, or the lookup's flowi_mark
 	SourceMAC [6]byte
 	InIndex   uint32 // skb->skb_iif: device that it came in by; 0 when it was made here
