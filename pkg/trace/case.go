@@ -56,4 +56,6 @@ type Case struct {
 	// Verdict is what netfilter itself said of the packet that it dropped, where the kernel lets it be asked.
 	Verdict Verdict
 	Place   Place // the namespace
+	// Suspect says that the symptom showed elsewhere, and that this host is looked at first.
+	Suspect bool
 }

@@ -20,6 +20,7 @@ type Question struct {
 	NextHop   netip.Addr      // neighbour to look at; invalid: the one that the route names
 	Filters   []NetfilterHook // hooks at which a filter dropped the packet, most likely first; nil: rules are not read
 	Conntrack Conntrack
+	Policy    bool // HostState.Policy is wanted
 }
 
 // HostState is what one namespace said, at one time, in answer to a Question.
@@ -54,6 +55,13 @@ type HostState struct {
 	NextHopOwner  Place
 	NextHopDevice Device
 
+	// Policy is what the routing rules make of the packet, where Question.Policy asks.
+	Policy Policy
+	// Circle are the hosts that the packet circles through, in its order.
+	Circle []Turn
+	// Contest is who else claims the packet's destination on the link that it came by.
+	Contest Contest
+
 	// ReplyFilters are the rules or policies that would drop the answer to the packet at the same hook.
 	ReplyFilters []FilterVerdict
 
@@ -84,6 +92,7 @@ type Interface struct {
 	Up          bool
 	RPFilter    int // effective: max(conf/all, conf/DEV); 0 off, 1 strict, 2 loose; IPv6 has none
 	RPFilterAll int // conf/all/rp_filter
+	ARPIgnore   int // effective: max(conf/all, conf/DEV); 0: the host answers for all its addresses on all its devices
 }
 
 // Lookup is the kernel's answer to one route lookup.

@@ -109,9 +109,10 @@ func (t *Table) addRequest(ev *trace.Event) {
 	if h == nil {
 		return
 	}
-	if h == &p.request[0] {
+	if h == &p.request[0] && h.rounds == 0 {
 		t.countRequest(p, h, ev)
 	}
+	t.watchCircle(p, trace.Request, h, ev)
 	if ev.OtherHost {
 		return // bridged, or flooded here: not this host's to answer
 	}
@@ -124,12 +125,11 @@ func (t *Table) addRequest(ev *trace.Event) {
 }
 
 // countRequest counts a SYN where it was first seen. One that is sent again
-// because no answer came, though a host on the way had sent it back by the device
-// that it came by, opens a case.
+// because no answer came may open a case.
 func (t *Table) countRequest(p *path, h *hop, ev *trace.Event) {
 	p.requests = h.count
-	if p.requests > 1 && !p.answered && !p.reset && p.turnsBack() {
-		t.open(p, trace.SymptomStray, trace.Request, ev)
+	if p.requests > 1 {
+		t.watchRepeated(p, ev)
 	}
 }
 
@@ -157,7 +157,12 @@ func (t *Table) addReply(ev *trace.Event) {
 		p.settle(ev.Netns)
 		p.depart(trace.Reply, ev)
 	} else {
-		p.arrive(trace.Reply, ev)
+		t.watchCircle(p, trace.Reply, p.arrive(trace.Reply, ev), ev)
+	}
+	if p.isAstray(ev) {
+		astray := *ev
+		p.astray = &astray
+		return
 	}
 	if !p.answered && p.isBack(ev) {
 		p.answered = true
@@ -178,11 +183,17 @@ func (p *path) isBack(ev *trace.Event) bool {
 
 // addReset follows a RST: the answer to a SYN, or the end of a connection.
 func (t *Table) addReset(ev *trace.Event) {
+	if ev.Hook == trace.HookTransmit {
+		t.watchUnmatched(ev)
+	}
 	p, _ := t.handshake(ev)
 	if p == nil {
 		if p, _ = t.findTuple(ev.Netns, ev.Tuple); p == nil {
 			return
 		}
+	}
+	if p.astray != nil && ev.Tuple == p.astray.Tuple.Reverse() {
+		t.refuseAstray(p)
 	}
 	if ev.Hook == trace.HookTransmit {
 		p.settle(ev.Netns)
@@ -293,7 +304,8 @@ func (t *Table) addICMPError(ev *trace.Event) {
 	if !p.reject(ev) {
 		return // sent on for a namespace above
 	}
-	if isTimeExceeded(ev) {
+	if isTimeExceeded(ev) && ev.Time.Sub(p.circled) >= roundAge {
+		p.circled = ev.Time
 		t.open(p, trace.SymptomLoop, d, ev)
 	}
 }

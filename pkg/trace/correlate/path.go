@@ -40,7 +40,10 @@ type path struct {
 	untaken        *trace.Event // SYN dropped where sockets are looked for, without a reason
 	refused        uint64       // packet that was refused last
 	refusedAt      time.Time
-	element        *list.Element // in Table.recent
+	astray         *trace.Event     // an answer that came back from elsewhere than the request went to
+	circled        time.Time        // when a case about its circling was opened last
+	sources        []netip.AddrPort // its entries in Table.sources
+	element        *list.Element    // in Table.recent
 }
 
 // rejection is an ICMP error or reset that a namespace made because of a packet of the path.
@@ -73,6 +76,10 @@ type hop struct {
 	mark      uint32
 	otherHost bool
 	pending   bool // came in, and has not left yet
+	arrived   trace.Tuple
+	left      time.Time // latest departure
+	ttl       uint8     // of the latest arrival
+	rounds    uint32    // how often the packet that came in last had been here before
 }
 
 // related reports whether a packet in direction d can belong to the path; tuple
@@ -129,7 +136,10 @@ func (p *path) arrive(d trace.Direction, ev *trace.Event) *hop {
 		*hops = append(*hops, hop{netns: ev.Netns, in: ev.Device, port: ev.Device.Index, first: ev.Time})
 		h = &(*hops)[len(*hops)-1]
 	}
-	h.count++
+	if !h.comesAround(ev) {
+		h.count++
+	}
+	h.arrived = ev.Tuple
 	h.at, h.skb, h.mac, h.mark = ev.Time, ev.SKB, ev.SourceMAC, ev.Mark
 	h.tuple = ev.Tuple
 	h.otherHost = ev.OtherHost
@@ -169,7 +179,9 @@ func (p *path) depart(d trace.Direction, ev *trace.Event) *hop {
 	if h.in.Index == 0 {
 		h.count++
 		h.at = ev.Time
+		h.mark = ev.Mark
 	}
+	h.left = ev.Time
 	if h.out.Index == 0 {
 		h.out = ev.Device
 	}
@@ -259,6 +271,7 @@ func snapshotHops(hops []hop, place func(trace.Netns, time.Time) trace.Place) []
 		}
 		out = append(out, trace.Hop{
 			Place: place(h.netns, h.first), In: h.in, Out: h.out, Tuple: h.tuple, First: h.first, Count: h.count,
+			Arrived: h.arrived, Rounds: h.rounds, Mark: h.mark, Bridged: h.otherHost,
 		})
 	}
 	return out

@@ -27,6 +27,13 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		return q, true
 	case trace.SymptomRefused, trace.SymptomLoop, trace.SymptomDeaf:
 		return q, true
+	case trace.SymptomVanished:
+		q.Policy = true
+		return q, c.Suspect
+	case trace.SymptomMisaddressed:
+		return q, c.Suspect
+	case trace.SymptomUnmatched:
+		return q, true
 	case trace.SymptomDrop:
 		switch {
 		case isNetfilterDrop(c):
@@ -127,6 +134,12 @@ func Wants(c *trace.Case) bool {
 // A request that dies on the way to nobody, or circles, was often let go by the
 // host that it was meant for.
 func Suspects(c *trace.Case) []trace.Case {
+	if c.Symptom == trace.SymptomUnmatched {
+		return unmatchedSuspects(c)
+	}
+	if c.Direction == trace.Reply {
+		return replySuspects(c)
+	}
 	if c.Direction != trace.Request || c.Symptom == trace.SymptomSilence || c.Symptom == trace.SymptomRefused {
 		return nil
 	}
@@ -137,7 +150,7 @@ func Suspects(c *trace.Case) []trace.Case {
 			continue
 		}
 		s := *c
-		s.Symptom, s.Place = trace.SymptomLoop, h.Place
+		s.Suspect, s.Symptom, s.Place = true, trace.SymptomLoop, h.Place
 		s.Event.Netns, s.Event.Device, s.Event.InIndex, s.Event.OutIndex = h.Place.Netns, h.In, h.In.Index, 0
 		s.Event.Tuple = h.Tuple
 		s.Arrival = s.Event

@@ -27,13 +27,18 @@ type explanation struct {
 	fix        []string
 	verify     []string
 	device     string
-	hook       string // if not the kernel hook of the case's event
+	place      *trace.Place // if not the case's
+	hook       string       // if not the kernel hook of the case's event
 	evidence   []trace.Evidence
 }
 
 // Rules is the catalogue, in the order in which rules are tried.
 func Rules() []Rule {
 	return []Rule{
+		replyPolicyRouted,
+		replyWrongSource,
+		conntrackEntryLost,
+		neighborConflict,
 		netfilterReject,
 		netfilterDrop,
 		replyRouteRejected,
@@ -42,6 +47,8 @@ func Rules() []Rule {
 		vipNotLocal,
 		neighborUnresolved,
 		forwardingDisabled,
+		routingLoop,
+		acceptQueueFull,
 		portNotListening,
 	}
 }
@@ -66,6 +73,9 @@ func finding(r *Rule, e *explanation, c *trace.Case, s *trace.HostState) trace.F
 		Where: trace.Where{Place: c.Place, Device: e.device, Hook: e.hook},
 		Path:  c.Path, Count: 1, FirstSeen: c.Event.Time, LastSeen: c.Event.Time,
 		Connections: []trace.Connection{{Tuple: c.Path.Connection, Count: 1, Last: c.Event.Time}},
+	}
+	if e.place != nil {
+		f.Where.Place = *e.place
 	}
 	if f.Direction == trace.DirectionUnknown {
 		f.Direction = c.Direction
