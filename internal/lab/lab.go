@@ -31,6 +31,7 @@ type Lab struct {
 	Topology  Topology
 	Setting   []Change // harmless on its own: what this variant has besides its topology
 	Faults    []Change // what is wrong
+	Midway    []Change // what happens while the client's connections live
 }
 
 // Healthy reports whether there is nothing to find.
@@ -40,7 +41,7 @@ func (l Lab) Healthy() bool { return l.Finding == "" }
 func All() []Lab {
 	var labs []Lab
 	for _, part := range []func(Family) []Lab{
-		healthyLabs, routeLabs, reversePathLabs, neighborLabs, forwardingLabs, addressLabs, filterLabs, listenerLabs,
+		healthyLabs, routeLabs, reversePathLabs, neighborLabs, forwardingLabs, addressLabs, filterLabs, listenerLabs, shapeLabs,
 	} {
 		labs = append(labs, part(IPv4)...)
 		labs = append(labs, part(IPv6)...)

@@ -81,6 +81,7 @@ type Client struct {
 	Connects int           // started one after another, 50 ms apart
 	Timeout  time.Duration // of each connect
 	Abort    bool          // close with a reset, as health checks do
+	Lines    int           // exchanged on each connection, half a second apart; 0: one
 }
 
 // host returns the host of that name.

@@ -191,20 +191,23 @@ func (p *path) depart(d trace.Direction, ev *trace.Event) *hop {
 }
 
 // findDeparture returns the hop that a leaving packet belongs to: where the same
-// packet came in, else the namespace's latest.
+// packet came in last, else the namespace's latest.
 func findDeparture(hops []hop, ev *trace.Event) *hop {
-	var latest *hop
+	var latest, entered *hop
 	for i := range hops {
 		h := &hops[i]
 		if h.netns != ev.Netns {
 			continue
 		}
-		if h.skb == ev.SKB && h.in.Index != 0 {
-			return h
+		if h.skb == ev.SKB && h.in.Index != 0 && (entered == nil || h.at.After(entered.at)) {
+			entered = h
 		}
 		if latest == nil || h.at.After(latest.at) {
 			latest = h
 		}
+	}
+	if entered != nil {
+		return entered
 	}
 	return latest
 }

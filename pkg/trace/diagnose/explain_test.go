@@ -345,7 +345,7 @@ func TestExplain(t *testing.T) {
 		})
 	}
 	for _, r := range Rules() {
-		if !explained[r.ID] {
+		if !explained[r.ID] && !shapes[r.ID] { // those have TestExplainShape
 			t.Errorf("rule %s has no case", r.ID)
 		}
 	}

@@ -6,7 +6,7 @@ import (
 
 // translates reports whether a host gave the request other addresses than it came with.
 func translates(h *trace.Hop) bool {
-	return h.Arrived.IsValid() && h.Out.Index != 0 && h.Arrived != h.Tuple
+	return !h.Bridged && h.Arrived.IsValid() && h.Out.Index != 0 && h.Arrived != h.Tuple
 }
 
 // requestAt returns the hop of the request in a namespace that it reached last, or nil.
