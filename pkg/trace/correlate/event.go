@@ -161,7 +161,7 @@ func (t *Table) addReply(ev *trace.Event) {
 	}
 	if p.isAstray(ev) {
 		astray := *ev
-		p.astray = &astray
+		p.astray, p.unwanted = &astray, ev.Tuple.Reverse()
 		return
 	}
 	if !p.answered && p.isBack(ev) {
@@ -192,8 +192,9 @@ func (t *Table) addReset(ev *trace.Event) {
 			return
 		}
 	}
-	if p.astray != nil && ev.Tuple == p.astray.Tuple.Reverse() {
-		t.refuseAstray(p)
+	if ev.Tuple == p.unwanted && !p.answered {
+		t.refuseAstray(p) // the client still waits for the right answer
+		return
 	}
 	if ev.Hook == trace.HookTransmit {
 		p.settle(ev.Netns)

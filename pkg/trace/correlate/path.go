@@ -41,6 +41,7 @@ type path struct {
 	refused        uint64       // packet that was refused last
 	refusedAt      time.Time
 	astray         *trace.Event     // an answer that came back from elsewhere than the request went to
+	unwanted       trace.Tuple      // of the reset that refuses it
 	circled        time.Time        // when a case about its circling was opened last
 	sources        []netip.AddrPort // its entries in Table.sources
 	element        *list.Element    // in Table.recent

@@ -115,8 +115,11 @@ func (t *Table) watchRepeated(p *path, ev *trace.Event) {
 		t.open(p, trace.SymptomVanished, trace.Reply, &gone)
 		return
 	}
+	if len(p.reply) > 0 {
+		return
+	}
 	lost := p.turnsBack()
-	if h := p.departed(trace.Request); h != nil && len(p.reply) == 0 {
+	if h := p.departed(trace.Request); h != nil {
 		lost = lost || h.in.Index != 0
 	}
 	if lost {

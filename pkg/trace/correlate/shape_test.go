@@ -133,3 +133,20 @@ func TestUnmatched(t *testing.T) {
 		})
 	}
 }
+
+// The reset that refuses an answer from elsewhere does not end the exchange: the request is repeated for seconds.
+func TestAnswerFromElsewhereIsNoEnd(t *testing.T) {
+	s := newScene(t, Config{})
+	hairpin(s)
+	s.send(taken, trace.RST, 5101, 0).tx(client, 0, 2).rx(backend, 2)
+	s.wait(3 * time.Second)
+	s.syn(asked, 100).tx(client, 0, 2)
+	for _, c := range s.cases(1) {
+		if c.Path.Reset || c.Path.Requests != 1 {
+			t.Errorf("path: reset %t, %d requests", c.Path.Reset, c.Path.Requests)
+		}
+	}
+	if p := s.path(); p.Reset || p.Requests != 2 {
+		t.Errorf("path: reset %t, %d requests", p.Reset, p.Requests)
+	}
+}

@@ -62,9 +62,7 @@ func explainConflict(c *trace.Case, s *trace.HostState) *explanation {
 	} else {
 		e.cause += fmt.Sprintf(", where no socket takes it; %s serves it.", there)
 	}
-	sender := other.Place
-	if s.Contest.Sender.Netns != 0 {
-		sender = s.Contest.Sender
+	if sender := s.Contest.Sender; sender.Netns != 0 {
 		if s.Contest.Believes != "" {
 			e.evidence = append(e.evidence, state(s, "%s has the MAC %s for %s", name(sender), s.Contest.Believes, vip.Addr()))
 		}
