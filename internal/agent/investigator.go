@@ -249,12 +249,14 @@ type answerKey struct {
 	filters string
 	ct      uint8
 	extra   [4]uint32 // what only some questions ask for
+	policy  bool
+	symptom trace.Symptom // what is asked of other hosts depends on it
 }
 
 func keyOf(q *trace.Question) answerKey {
 	k := answerKey{
 		place: q.Place, packet: q.Packet, flags: q.Flags, in: q.In, out: q.Out, arrived: q.Arrived, mark: q.Mark,
-		filters: fmt.Sprint(q.Filters), ct: q.Conntrack.Info, extra: extraKey(q),
+		filters: fmt.Sprint(q.Filters), ct: q.Conntrack.Info, extra: extraKey(q), policy: q.Policy,
 	}
 	clientSide := &k.packet.Src
 	if q.Flags.IsSYNACK() {
@@ -278,6 +280,7 @@ func extraKey(q *trace.Question) [4]uint32 {
 // ask reads the host's state, or takes the answer to the same question a moment ago.
 func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case) (trace.HostState, error) {
 	key := keyOf(&q)
+	key.symptom = c.Symptom
 	i.mu.Lock()
 	a, ok := i.answers[key]
 	i.mu.Unlock()
@@ -316,6 +319,12 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		}
 		if diagnose.DependsOnOwner(c, &s) {
 			s.Owners = i.owners(q.Packet.Dst.Addr(), q.Place.Netns)
+		}
+		if diagnose.DependsOnCircle(c) {
+			s.Circle = i.circle(ctx, c)
+		}
+		if diagnose.DependsOnContest(c, &s) {
+			s.Contest = i.contest(ctx, c, &s)
 		}
 		i.keepAnswer(key, s, time.Since(started))
 		return s, nil

@@ -8,7 +8,10 @@ func complete(labs []Lab) []Lab {
 		l := &labs[i]
 		l.Name = l.Topology.Name + "-" + l.Name
 		client := &l.Topology.Client
-		client.Connects, client.Timeout = 2, connectTimeout
+		client.Connects = 2
+		if client.Timeout == 0 {
+			client.Timeout = connectTimeout
+		}
 		if l.Finding == "neighbor-unresolved" || l.Finding == "tunnel-mismatch" {
 			client.Timeout = neighborTimeout
 		}

@@ -31,6 +31,7 @@ type Lab struct {
 	Topology  Topology
 	Setting   []Change // harmless on its own: what this variant has besides its topology
 	Faults    []Change // what is wrong
+	Midway    []Change // what happens while the client's connections live
 
 	// Unforeseen says why `replypath check reply` cannot know the fault before
 	// there is traffic; "" where it must.
@@ -45,7 +46,7 @@ func All() []Lab {
 	var labs []Lab
 	for _, part := range []func(Family) []Lab{
 		healthyLabs, routeLabs, reversePathLabs, neighborLabs, forwardingLabs, addressLabs, filterLabs, listenerLabs, udpLabs, mtuLabs, fragmentLabs,
-		programLabs, trackingLabs, tunnelLabs, antreaLabs,
+		programLabs, trackingLabs, tunnelLabs, antreaLabs, shapeLabs,
 	} {
 		labs = append(labs, part(IPv4)...)
 		labs = append(labs, part(IPv6)...)

@@ -27,6 +27,10 @@ func (n *Network) Traffic(ctx context.Context) error {
 	outcomes := make([]Outcome, c.Connects)
 	failures := make([]error, c.Connects)
 	var group sync.WaitGroup
+	if midway := n.lab.Midway; len(midway) > 0 {
+		timer := time.AfterFunc(midwayAfter, func() { n.change(midway) })
+		defer timer.Stop()
+	}
 	for i := range c.Connects {
 		group.Go(func() {
 			if !pause(ctx, time.Duration(i)*stagger) {
@@ -98,21 +102,46 @@ func (c Client) connect(ctx context.Context) Outcome {
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(c.Timeout))
-	line := "where did my reply go?\n"
-	if c.Payload > len(line) {
-		line = strings.Repeat("?", c.Payload-len(line)) + line
-	}
-	if _, err := io.WriteString(conn, line); err != nil {
-		return Broken
-	}
-	echo, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil || echo != line {
-		return Broken
+	in := bufio.NewReader(conn)
+	for i := range max(c.Lines, 1) {
+		if i > 0 && !pause(ctx, lineInterval) {
+			return Broken
+		}
+		if !c.exchange(conn, in) {
+			return Broken
+		}
 	}
 	if c.Abort {
 		conn.(*net.TCPConn).SetLinger(0)
 	}
 	return Connected
+}
+
+// exchange sends a line and wants it back.
+func (c Client) exchange(conn net.Conn, in *bufio.Reader) bool {
+	line := "where did my reply go?\n"
+	if c.Payload > len(line) {
+		line = strings.Repeat("?", c.Payload-len(line)) + line
+	}
+	if _, err := io.WriteString(conn, line); err != nil {
+		return false
+	}
+	echo, err := in.ReadString('\n')
+	return err == nil && echo == line
+}
+
+// Between two lines of a connection something may happen to the network, once
+// all connections have been made.
+const (
+	lineInterval = 800 * time.Millisecond
+	midwayAfter  = 500 * time.Millisecond
+)
+
+// change applies changes while traffic runs. One that fails shows in the outcome.
+func (n *Network) change(changes []Change) {
+	for _, c := range changes {
+		_ = c.apply(n)
+	}
 }
 
 // failure tells the outcome of a connect that failed.

@@ -296,6 +296,9 @@ func (r *reading) sections() []section {
 	if p := r.q.Packet.Protocol; p == trace.TCP || p == trace.UDP {
 		all = append(all, section{"listeners", r.readListeners})
 	}
+	if r.q.Policy {
+		all = append(all, section{"routing rules", r.readPolicy})
+	}
 	if len(r.q.Filters) > 0 && r.filters != nil {
 		all = append(all, section{"filters", r.readFilters})
 	}

@@ -5,15 +5,18 @@ type Symptom uint8
 
 // The symptoms.
 const (
-	SymptomDrop    Symptom = iota + 1 // the kernel dropped a packet of the exchange
-	SymptomSilence                    // a connection request came in, and nothing went out
-	SymptomRefused                    // a connection request was answered with a reset, as no socket took it
-	SymptomLoop                       // a packet's hop limit ran out
-	SymptomDeaf                       // a host that is there does not answer for its address
-	SymptomTooBig                     // packets too big for a device go on being sent, or the ICMP error about them was dropped
-	SymptomStray                      // a host sent a request back where it came from, and no answer came
-	SymptomAstray                     // a host sent a reply to a router that has no way to the client
-	SymptomAsked                      // nothing yet: somebody says that this host is to answer for the packet's destination
+	SymptomDrop         Symptom = iota + 1 // the kernel dropped a packet of the exchange
+	SymptomSilence                         // a connection request came in, and nothing went out
+	SymptomRefused                         // a connection request was answered with a reset, as no socket took it
+	SymptomLoop                            // a packet's hop limit ran out
+	SymptomDeaf                            // a host that is there does not answer for its address
+	SymptomTooBig                          // packets too big for a device go on being sent, or the ICMP error about them was dropped
+	SymptomStray                           // a host sent a request back where it came from, and no answer came
+	SymptomAstray                          // a host sent a reply to a router that has no way to the client
+	SymptomAsked                           // nothing yet: somebody says that this host is to answer for the packet's destination
+	SymptomMisaddressed                    // an answer came back with another source than the one that was asked
+	SymptomVanished                        // an answer left a host, nobody saw it again, and the request was repeated
+	SymptomUnmatched                       // a packet of a live connection came to a host that does not know it
 )
 
 // String returns the symptom's name.
@@ -37,6 +40,12 @@ func (s Symptom) String() string {
 		return "astray"
 	case SymptomAsked:
 		return "asked"
+	case SymptomMisaddressed:
+		return "misaddressed"
+	case SymptomVanished:
+		return "vanished"
+	case SymptomUnmatched:
+		return "unmatched"
 	}
 	return "unknown"
 }
@@ -62,4 +71,6 @@ type Case struct {
 	Place   Place // the namespace
 	// Asked: nothing has happened. The case is what would, says the state of the hosts.
 	Asked bool
+	// Suspect says that the symptom showed elsewhere, and that this host is looked at first.
+	Suspect bool
 }

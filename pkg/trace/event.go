@@ -88,6 +88,7 @@ type Event struct {
 	Unbuilt   bool   // dropped by the socket that made it, before it had an IP header
 	Group     bool   // addressed to a broadcast or multicast MAC
 	OtherHost bool   // addressed to another MAC: bridged, or flooded here
+	TTL       uint8  // IPv4 time to live, IPv6 hop limit; 0: not told
 	Mark      uint32 // skb->mark, or the lookup's flowi_mark
 	SourceMAC [6]byte
 	InIndex   uint32 // skb->skb_iif: device that it came in by; 0 when it was made here
@@ -111,7 +112,6 @@ type Event struct {
 
 	Length        uint32 // bytes from the IP header on; a GSO packet's is more than its device's MTU
 	ID            uint16 // of IPv4: what fragments of one datagram have in common
-	TTL           uint8  // or hop limit
 	DontFragment  bool
 	MoreFragments bool
 	Carried       Carried // by a dropped packet of a tunnel: Tuple is the outer packet's

@@ -27,6 +27,7 @@ type Question struct {
 	Receivers bool      // the sockets that take the packet are looked for
 	Tunnels   bool      // the tunnel devices are listed
 	Ahead     bool      // the packet has not come yet: what counters say is no evidence
+	Policy    bool      // HostState.Policy is wanted
 }
 
 // HostState is what one namespace said, at one time, in answer to a Question.
@@ -60,6 +61,13 @@ type HostState struct {
 	// NextHopOwner is the linked namespace that has the next hop's address, and NextHopDevice its device.
 	NextHopOwner  Place
 	NextHopDevice Device
+
+	// Policy is what the routing rules make of the packet, where Question.Policy asks.
+	Policy Policy
+	// Circle are the hosts that the packet circles through, in its order.
+	Circle []Turn
+	// Contest is who else claims the packet's destination on the link that it came by.
+	Contest Contest
 
 	// ReplyFilters are the rules or policies that would drop the answer to the packet at the same hook.
 	ReplyFilters []FilterVerdict
@@ -142,6 +150,7 @@ type Interface struct {
 	Up          bool
 	RPFilter    int // effective: max(conf/all, conf/DEV); 0 off, 1 strict, 2 loose; IPv6 has none
 	RPFilterAll int // conf/all/rp_filter
+	ARPIgnore   int // effective: max(conf/all, conf/DEV); 0: the host answers for all its addresses on all its devices
 }
 
 // Lookup is the kernel's answer to one route lookup.

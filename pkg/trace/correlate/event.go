@@ -127,9 +127,10 @@ func (t *Table) addRequest(ev *trace.Event) {
 	if h == nil {
 		return
 	}
-	if h == &p.request[0] {
+	if h == &p.request[0] && h.rounds == 0 {
 		t.countRequest(p, h, ev)
 	}
+	t.watchCircle(p, trace.Request, h, ev)
 	if ev.OtherHost {
 		return // bridged, or flooded here: not this host's to answer
 	}
@@ -142,12 +143,11 @@ func (t *Table) addRequest(ev *trace.Event) {
 }
 
 // countRequest counts a SYN where it was first seen. One that is sent again
-// because no answer came, though a host on the way had sent it back by the device
-// that it came by, opens a case.
+// because no answer came may open a case.
 func (t *Table) countRequest(p *path, h *hop, ev *trace.Event) {
 	p.requests = h.count
-	if p.requests > 1 && !p.answered && !p.reset && p.turnsBack() {
-		t.open(p, trace.SymptomStray, trace.Request, ev)
+	if p.requests > 1 {
+		t.watchRepeated(p, ev)
 	}
 }
 
@@ -175,7 +175,12 @@ func (t *Table) addReply(ev *trace.Event) {
 		p.settle(ev.Netns)
 		p.depart(trace.Reply, ev)
 	} else {
-		p.arrive(trace.Reply, ev)
+		t.watchCircle(p, trace.Reply, p.arrive(trace.Reply, ev), ev)
+	}
+	if p.isAstray(ev) {
+		astray := *ev
+		p.astray, p.unwanted = &astray, ev.Tuple.Reverse()
+		return
 	}
 	if !p.answered && p.isBack(ev) {
 		p.answered = true
@@ -196,11 +201,18 @@ func (p *path) isBack(ev *trace.Event) bool {
 
 // addReset follows a RST: the answer to a SYN, or the end of a connection.
 func (t *Table) addReset(ev *trace.Event) {
+	if ev.Hook == trace.HookTransmit {
+		t.watchUnmatched(ev)
+	}
 	p, _ := t.handshake(ev)
 	if p == nil {
 		if p, _ = t.findTuple(ev.Netns, ev.Tuple); p == nil {
 			return
 		}
+	}
+	if ev.Tuple == p.unwanted && !p.answered {
+		t.refuseAstray(p) // the client still waits for the right answer
+		return
 	}
 	if ev.Hook == trace.HookTransmit {
 		p.settle(ev.Netns)
@@ -313,6 +325,10 @@ func (t *Table) addICMPError(ev *trace.Event) {
 	}
 	switch {
 	case isTimeExceeded(ev):
+		if ev.Time.Sub(p.circled) < roundAge {
+			return
+		}
+		p.circled = ev.Time
 		t.open(p, trace.SymptomLoop, d, ev)
 	case isTooBig(ev):
 		t.addTooBig(p, d, ev)

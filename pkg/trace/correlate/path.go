@@ -40,8 +40,12 @@ type path struct {
 	untaken        *trace.Event // SYN dropped where sockets are looked for, without a reason
 	refused        uint64       // packet that was refused last
 	refusedAt      time.Time
-	element        *list.Element // in Table.recent
-	tooBig         *tooBig       // nil while nobody has said so
+	astray         *trace.Event     // an answer that came back from elsewhere than the request went to
+	unwanted       trace.Tuple      // of the reset that refuses it
+	circled        time.Time        // when a case about its circling was opened last
+	sources        []netip.AddrPort // its entries in Table.sources
+	element        *list.Element    // in Table.recent
+	tooBig         *tooBig          // nil while nobody has said so
 
 	// UDP alone.
 	clientKey clientKey     // where the client's socket is; zero when that was not seen
@@ -80,6 +84,10 @@ type hop struct {
 	mark      uint32
 	otherHost bool
 	pending   bool // came in, and has not left yet
+	arrived   trace.Tuple
+	left      time.Time // latest departure
+	ttl       uint8     // of the latest arrival
+	rounds    uint32    // how often the packet that came in last had been here before
 }
 
 // related reports whether a packet in direction d can belong to the path; tuple
@@ -148,7 +156,10 @@ func (p *path) arrive(d trace.Direction, ev *trace.Event) *hop {
 		*hops = append(*hops, hop{netns: ev.Netns, in: ev.Device, port: ev.Device.Index, first: ev.Time})
 		h = &(*hops)[len(*hops)-1]
 	}
-	h.count++
+	if !h.comesAround(ev) {
+		h.count++
+	}
+	h.arrived = ev.Tuple
 	h.at, h.skb, h.mac, h.mark = ev.Time, ev.SKB, ev.SourceMAC, ev.Mark
 	h.tuple = ev.Tuple
 	h.otherHost = ev.OtherHost
@@ -188,7 +199,9 @@ func (p *path) depart(d trace.Direction, ev *trace.Event) *hop {
 	if h.in.Index == 0 {
 		h.count++
 		h.at = ev.Time
+		h.mark = ev.Mark
 	}
+	h.left = ev.Time
 	if h.out.Index == 0 {
 		h.out = ev.Device
 	}
@@ -198,20 +211,23 @@ func (p *path) depart(d trace.Direction, ev *trace.Event) *hop {
 }
 
 // findDeparture returns the hop that a leaving packet belongs to: where the same
-// packet came in, else the namespace's latest.
+// packet came in last, else the namespace's latest.
 func findDeparture(hops []hop, ev *trace.Event) *hop {
-	var latest *hop
+	var latest, entered *hop
 	for i := range hops {
 		h := &hops[i]
 		if h.netns != ev.Netns {
 			continue
 		}
-		if h.skb == ev.SKB && h.in.Index != 0 {
-			return h
+		if h.skb == ev.SKB && h.in.Index != 0 && (entered == nil || h.at.After(entered.at)) {
+			entered = h
 		}
 		if latest == nil || h.at.After(latest.at) {
 			latest = h
 		}
+	}
+	if entered != nil {
+		return entered
 	}
 	return latest
 }
@@ -282,6 +298,7 @@ func snapshotHops(hops []hop, place func(trace.Netns, time.Time) trace.Place) []
 		}
 		out = append(out, trace.Hop{
 			Place: place(h.netns, h.first), In: h.in, Out: h.out, Tuple: h.tuple, First: h.first, Count: h.count,
+			Arrived: h.arrived, Rounds: h.rounds, Mark: h.mark, Bridged: h.otherHost,
 		})
 	}
 	return out

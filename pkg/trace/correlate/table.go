@@ -58,6 +58,7 @@ type Table struct {
 	cfg      Config
 	bySeq    map[uint32]*path
 	tuples   map[tupleKey]*path
+	sources  sources
 	recent   *list.List // of *path, most recently active first
 	waits    []waiting
 	closings []closing
@@ -78,11 +79,12 @@ type Table struct {
 func New(cfg Config) *Table {
 	cfg.setDefaults()
 	return &Table{
-		cfg:    cfg,
-		bySeq:  make(map[uint32]*path),
-		tuples: make(map[tupleKey]*path),
-		recent: list.New(),
-		udp:    newUDPPaths(),
+		cfg:     cfg,
+		bySeq:   make(map[uint32]*path),
+		tuples:  make(map[tupleKey]*path),
+		sources: make(sources),
+		recent:  list.New(),
+		udp:     newUDPPaths(),
 	}
 }
 
@@ -261,6 +263,7 @@ func (t *Table) touch(p *path, tuple trace.Tuple, ev *trace.Event) {
 	}
 	p.changed = true
 	p.addTuple(tuple)
+	t.sources.add(p, tuple.Src)
 	t.recent.MoveToFront(p.element)
 	k := tupleKey{ev.Netns, tuple}
 	if t.tuples[k] == p || len(p.keys) >= maxHops {
@@ -279,6 +282,7 @@ func (t *Table) remove(p *path) {
 	t.fragments.forget(p)
 	t.recent.Remove(p.element)
 	p.element = nil
+	t.sources.remove(p)
 	for _, k := range p.keys {
 		if t.tuples[k] == p {
 			delete(t.tuples, k)

@@ -44,7 +44,16 @@ func seen(c *trace.Case) []trace.Evidence {
 		add(ev.Time, "%s has %s on %s, and did not answer ARP requests from %s", name(c.Place), ev.Tuple.Dst.Addr(), ev.Device.Name, ev.Tuple.Src.Addr())
 	case trace.SymptomAstray:
 		add(ev.Time, "%s sent the SYN-ACK %s -> %s by %s", name(c.Place), ev.Tuple.Src, ev.Tuple.Dst, ev.Device.Name)
+	case trace.SymptomMisaddressed:
+		add(ev.Time, "the answer came back as %s -> %s, and the client had asked %s", ev.Tuple.Src, ev.Tuple.Dst, c.Path.Server)
+	case trace.SymptomVanished:
+		add(ev.Time, "the answer %s -> %s left %s by %s and was lost", ev.Tuple.Src, ev.Tuple.Dst, name(c.Place), ev.Device.Name)
+	case trace.SymptomUnmatched:
+		add(ev.Time, "a packet of the live connection was refused with a reset: nobody knew it by the addresses that it came with")
 	case trace.SymptomLoop:
+		if n := len(Circle(c)); n > 0 {
+			add(ev.Time, "the same packet came by again and again, with %d hops left to live", ev.TTL)
+		}
 		if ev.ICMPType != 0 {
 			add(ev.Time, "the packet's hop limit ran out (ICMP time exceeded)")
 		}

@@ -378,7 +378,7 @@ func TestExplain(t *testing.T) {
 		})
 	}
 	for _, r := range Rules() {
-		if !explained[r.ID] && !explainedElsewhere[r.ID] {
+		if !explained[r.ID] && !explainedElsewhere[r.ID] && !shapes[r.ID] { // shapes have TestExplainShape
 			t.Errorf("rule %s has no case", r.ID)
 		}
 	}

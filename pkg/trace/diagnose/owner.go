@@ -70,7 +70,9 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 	if listens {
 		// What it sent on by another device, and died there, may have come through a
 		// gateway that serves the same port itself.
-		if passed := wasLetGo(c) && c.Event.ICMPType == 0 && s.Onward.Device.Index != s.In.Index; !passed {
+		h := requestAt(&c.Path, c.Place.Netns)
+		circles := c.Event.ICMPType != 0 || h != nil && h.Rounds > 0
+		if passed := wasLetGo(c) && !circles && s.Onward.Device.Index != s.In.Index; !passed {
 			e.confidence = trace.Certain
 		}
 		e.cause += fmt.Sprintf(" A socket here listens on port %d and would take it.", vip.Port())

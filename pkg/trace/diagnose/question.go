@@ -31,6 +31,13 @@ func Question(c *trace.Case) (trace.Question, bool) {
 	case trace.SymptomTooBig:
 		q.In, q.Out = 0, 0 // the packet's own: of the ICMP error about it nothing is asked
 		return q, true
+	case trace.SymptomVanished:
+		q.Policy = true
+		return q, c.Suspect
+	case trace.SymptomMisaddressed:
+		return q, c.Suspect
+	case trace.SymptomUnmatched:
+		return q, true
 	case trace.SymptomDrop:
 		q.Tunnels = isTunnelDrop(ev) || isNeighborDrop(ev)
 		switch {
@@ -155,8 +162,15 @@ func Wants(c *trace.Case) bool {
 // A request that dies on the way to nobody, or circles, was often let go by the
 // host that it was meant for.
 func Suspects(c *trace.Case) []trace.Case {
-	if a, ok := astray(c); ok {
-		return []trace.Case{a}
+	if c.Symptom == trace.SymptomUnmatched {
+		return unmatchedSuspects(c)
+	}
+	if c.Direction == trace.Reply {
+		suspects := replySuspects(c)
+		if a, ok := astray(c); ok {
+			suspects = append(suspects, a)
+		}
+		return suspects
 	}
 	if c.Direction != trace.Request || c.Symptom == trace.SymptomSilence || c.Symptom == trace.SymptomRefused {
 		return nil
@@ -168,7 +182,7 @@ func Suspects(c *trace.Case) []trace.Case {
 			continue
 		}
 		s := *c
-		s.Symptom, s.Place = trace.SymptomLoop, h.Place
+		s.Suspect, s.Symptom, s.Place = true, trace.SymptomLoop, h.Place
 		s.Event.Netns, s.Event.Device, s.Event.InIndex, s.Event.OutIndex = h.Place.Netns, h.In, h.In.Index, 0
 		s.Event.Tuple = h.Tuple
 		s.Arrival = s.Event

@@ -41,6 +41,10 @@ func Rules() []Rule {
 		tcDrop,
 		tunnelMismatch,
 		socketBufferFull,
+		replyPolicyRouted,
+		replyWrongSource,
+		conntrackEntryLost,
+		neighborConflict,
 		conntrackFull,
 		conntrackInvalidDrop,
 		netfilterReject,
@@ -51,6 +55,8 @@ func Rules() []Rule {
 		vipNotLocal,
 		neighborUnresolved,
 		forwardingDisabled,
+		routingLoop,
+		acceptQueueFull,
 		portNotListening,
 	}
 }
