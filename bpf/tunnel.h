@@ -9,6 +9,7 @@
 #define IPPROTO_IPV6 41
 #define IPPROTO_GRE 47
 
+#define ETH_P_ARP 0x0806
 #define ETH_P_TEB 0x6558
 #define ETH_LEN 14
 
@@ -79,7 +80,8 @@ static __always_inline bool find_in_gre(struct carried *c, const unsigned char *
 	return true;
 }
 
-/* find_carried fills h from the TCP or UDP packet that the one in outer carries. */
+/* find_carried reports a tunnel's packet, and fills h from the TCP or UDP packet
+ * that it carries; of another (ARP, ICMP) nothing is told but that. */
 static __always_inline bool find_carried(struct headers *h, struct carried *c, const struct headers *outer)
 {
 	if (outer->left < 8 + 20)
@@ -110,11 +112,17 @@ static __always_inline bool find_carried(struct headers *h, struct carried *c, c
 		c->at += ETH_LEN;
 		c->left -= ETH_LEN;
 	}
+	if (c->ethertype == ETH_P_ARP)
+		return true;
 	if (c->ethertype != ETH_P_IP && c->ethertype != ETH_P_IPV6)
 		return false;
-	if (!find_transport(h, c->at, c->left) || h->fragment || (h->family == AF_INET) != (c->ethertype == ETH_P_IP))
-		return false;
-	return (h->protocol == IPPROTO_TCP && h->left >= 14) || (h->protocol == IPPROTO_UDP && h->left >= 8);
+	return find_transport(h, c->at, c->left) && (h->family == AF_INET) == (c->ethertype == ETH_P_IP);
+}
+
+/* is_followed: the carried packet is one of an exchange. */
+static __always_inline bool is_followed(const struct headers *h)
+{
+	return !h->fragment && ((h->protocol == IPPROTO_TCP && h->left >= 14) || (h->protocol == IPPROTO_UDP && h->left >= 8));
 }
 
 struct {
@@ -143,6 +151,8 @@ __noinline int keep_carried(__u64 transport, __u32 left, __u32 protocol)
 	__builtin_memset(t, 0, sizeof(*t));
 	t->kind = c.kind;
 	t->id = c.id;
+	if (!is_followed(&h))
+		return 1;
 	fill_addresses(&t->packet, &h);
 	t->packet.sport = load16(h.transport);
 	t->packet.dport = load16(h.transport + 2);
