@@ -27,8 +27,9 @@ TESTFLAGS ?=
 FUZZTIME  ?= 10s
 
 # What test-vm boots: series of Debian's kernels. MATRIX=-check compares the outcome with docs/kernels.md instead of writing it.
-KERNELS ?= 5.10 6.1 6.12 6.18 7.2
-MATRIX  ?=
+KERNELS       ?= 5.10 6.1 6.12 6.18 7.2
+ARM64_KERNELS ?= 6.1-arm64 6.12-arm64 6.18-arm64 7.2-arm64
+MATRIX        ?=
 
 BUILDFLAGS := -trimpath -ldflags '-s -w -X github.com/replypath/replypath/internal/version.version=$(VERSION)'
 
@@ -50,7 +51,7 @@ endif
 # wrote, entries that conntrack lists, networks that ip and sysctl set up.
 TEST_PACKAGES := nftables iptables conntrack iproute2 procps openvswitch-switch
 # The machines that other kernels run in, and what shares this one's root with them: before Debian 13 that came with qemu.
-VM_PACKAGES = qemu-system-x86 kmod $(shell apt-cache pkgnames virtiofsd 2>/dev/null | grep -x virtiofsd)
+VM_PACKAGES = qemu-system-x86 $(if $(findstring -arm64,$(KERNELS)),qemu-system-arm) cpio kmod $(shell apt-cache pkgnames virtiofsd 2>/dev/null | grep -x virtiofsd)
 # The compilers of the eBPF programs and of the API.
 GENERATE_PACKAGES := clang-19 llvm-19 libbpf-dev protobuf-compiler libprotobuf-dev
 
@@ -59,7 +60,7 @@ GENERATED := ':(glob)**/*.pb.go' ':(glob)**/*_bpfe[bl].go' ':(glob)**/*_bpfe[bl]
 
 .PHONY: help
 help: ## list the targets (this is the default)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## compile bin/replypath and bin/replypath-agent
@@ -92,9 +93,13 @@ test-unit: ## run the tests as you are: without root, those that need it are ski
 	$(GO) test $(TESTFLAGS) $(PKG)
 
 .PHONY: test-vm
-test-vm: build deps-test deps-vm root ## run labs and tests on other kernels, in virtual machines; write docs/kernels.md
+test-vm: deps-test deps-vm root ## run labs and tests on other kernels, in virtual machines; write docs/kernels.md
 	GO='$(GO)' test/vm/run $(KERNELS)
 	$(GO) run ./test/vm/matrix $(MATRIX) $(KERNELS)
+
+.PHONY: test-arm64
+test-arm64: ## the same with emulated arm64 machines: labs, and what tests need no more than a kernel
+	$(MAKE) test-vm KERNELS='$(ARM64_KERNELS)'
 
 .PHONY: race
 race: build deps-test root ## run all tests under the race detector (needs a C compiler, CC)

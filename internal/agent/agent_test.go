@@ -47,7 +47,7 @@ func socket(t *testing.T) string { return "unix://" + filepath.Join(t.TempDir(),
 
 func TestRun(t *testing.T) {
 	listen := socket(t)
-	client, stop := start(t, Config{Node: "node-1", Listen: []string{listen}})
+	client, stop := start(t, Config{Node: "node-1", Listen: []string{listen}, Tier: "base"})
 	status, err := client.Status(t.Context(), &tracev1.StatusRequest{})
 	if err != nil {
 		t.Fatal(err)

@@ -190,7 +190,13 @@ func TestVerdictsNFT(t *testing.T) {
 	w.firewall.run("", "ip", "route", "add", "fd01::1:77/128", "via", "fd02::2")
 	for _, s := range nftScenarios {
 		t.Run(s.name, func(t *testing.T) {
-			w.firewall.run("flush ruleset\n"+s.rules, "nft", "-f", "-")
+			_, err := w.firewall.try("flush ruleset\n"+s.rules, "nft", "-f", "-")
+			if err != nil && s.name == "egress" && strings.Contains(err.Error(), "Operation not supported") {
+				t.Skip("this kernel has no netdev egress hook, which came with 5.16")
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
 			v := w.try(t, s)
 			if v.Policy {
 				return
