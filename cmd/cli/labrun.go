@@ -195,7 +195,7 @@ func (r *labResult) got() string {
 	if len(told) == 0 {
 		told = append(told, "none")
 	}
-	if r.outcome != r.lab.Outcome {
+	if !r.lab.Outcome.Fits(r.outcome) {
 		told = append(told, fmt.Sprintf("client %s instead of %s", r.outcome, r.lab.Outcome))
 	}
 	return strings.Join(told, ", ")

@@ -17,7 +17,13 @@ const (
 	Unreachable Outcome = "unreachable" // EHOSTUNREACH, ENETUNREACH or EACCES: an ICMP error came
 	Timeout     Outcome = "timeout"     // no answer
 	Broken      Outcome = "broken"      // connected, but the line did not come back
+	Failed      Outcome = "failed"      // of a lab: any of these but Connected, as kernels differ
 )
+
+// Fits reports whether what a client got to see is what a lab says it does.
+func (o Outcome) Fits(seen Outcome) bool {
+	return o == seen || o == Failed && seen != Connected && seen != NotRun
+}
 
 // Lab is one network, healthy or with one fault, and what there is to find in it.
 type Lab struct {

@@ -12,7 +12,7 @@ const dataDrops = 3
 
 // addDrop opens a case when the dropped packet mattered.
 func (t *Table) addDrop(ev *trace.Event) {
-	if ev.Inner && isTooBig(ev) {
+	if ev.Inner && isTooBig(ev) && isLost(ev) {
 		t.addTooBigDrop(ev)
 		return
 	}

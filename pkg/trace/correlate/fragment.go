@@ -2,6 +2,7 @@ package correlate
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/replypath/replypath/pkg/trace"
@@ -79,10 +80,21 @@ func (f *fragments) find(ev *trace.Event) (fragmented, bool) {
 	return fragmented{}, false
 }
 
+// isLost reports a drop that is not the kernel's way of saying that it has done
+// with a packet: older kernels free ICMP errors that they took and fragments
+// that they put together as if they dropped them, and give no reason.
+func isLost(ev *trace.Event) bool {
+	if ev.Reason != "" && ev.Reason != "NOT_SPECIFIED" {
+		return true
+	}
+	return strings.HasPrefix(ev.Symbol, "nf_") || strings.HasPrefix(ev.Symbol, "nft_") ||
+		strings.HasPrefix(ev.Symbol, "ipt_") || strings.HasPrefix(ev.Symbol, "ip6t_") || strings.HasPrefix(ev.Symbol, "ip_rcv_finish")
+}
+
 // addFragmentDrop opens a case about a datagram of which a later fragment was
 // dropped: it will never be whole.
 func (t *Table) addFragmentDrop(ev *trace.Event) {
-	if ev.OtherHost || ev.Group {
+	if ev.OtherHost || ev.Group || !isLost(ev) {
 		return
 	}
 	f, ok := t.fragments.find(ev)

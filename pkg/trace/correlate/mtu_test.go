@@ -11,6 +11,9 @@ import (
 func (p packet) icmp(hook trace.Hook, ns trace.Netns, kind, code uint8) packet {
 	ev := p.ev
 	ev.Hook, ev.Netns, ev.Inner, ev.ICMPType, ev.ICMPCode = hook, ns, true, kind, code
+	if hook == trace.HookDrop {
+		ev.Reason = "NETFILTER_DROP"
+	}
 	p.add(ev)
 	return p
 }

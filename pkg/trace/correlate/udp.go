@@ -93,7 +93,7 @@ func (t *Table) datagramPath(ev *trace.Event) (*path, trace.Direction) {
 	if p, d := t.findTuple(ev.Netns, ev.Tuple); p != nil {
 		return p, d
 	}
-	if ref, ok := t.udp.bySKB[ev.SKB]; ok && ev.SKB != 0 && ev.Time.Sub(ref.at) < packetAge {
+	if ref, ok := t.udp.bySKB[ev.SKB]; ok && ev.SKB != 0 && ev.Time.Sub(ref.at) < packetAge && ref.path.isSender(ref.direction, ev.Tuple) {
 		return ref.path, ref.direction
 	}
 	if c := ev.Conntrack; c.Known() {
@@ -104,6 +104,21 @@ func (t *Table) datagramPath(ev *trace.Event) (*path, trace.Direction) {
 		}
 	}
 	return nil, trace.DirectionUnknown
+}
+
+// isSender reports whether a packet with this tuple can be one of the path's: an
+// skb's address alone may be used again at once. What changes on its way is its
+// destination (DNAT); for another source conntrack has to tell.
+func (p *path) isSender(d trace.Direction, tuple trace.Tuple) bool {
+	if d == trace.Reply {
+		tuple = tuple.Reverse()
+	}
+	for _, known := range p.tuples {
+		if known.Src == tuple.Src {
+			return true
+		}
+	}
+	return false
 }
 
 func conntrackDirection(c trace.Conntrack) trace.Direction {
@@ -230,7 +245,7 @@ func (t *Table) addDatagramMiss(ev *trace.Event) {
 
 // addDatagramDrop opens a case about a datagram that was dropped.
 func (t *Table) addDatagramDrop(ev *trace.Event) {
-	if ev.Inner && isTooBig(ev) {
+	if ev.Inner && isTooBig(ev) && isLost(ev) {
 		t.addTooBigDrop(ev)
 		return
 	}
@@ -242,6 +257,7 @@ func (t *Table) addDatagramDrop(ev *trace.Event) {
 		return
 	}
 	p, d := t.datagram(ev)
+	delete(t.udp.bySKB, ev.SKB) // its address is free from now on
 	p.dropAt(d, ev)
 	if p.mayOpen(trace.SymptomDrop, ev) {
 		t.open(p, trace.SymptomDrop, d, ev)
