@@ -133,8 +133,8 @@ func (c Client) exchange(conn net.Conn, in *bufio.Reader) bool {
 // Between two lines of a connection something may happen to the network, once
 // all connections have been made.
 const (
-	lineInterval = 1600 * time.Millisecond
-	midwayAfter  = 1100 * time.Millisecond
+	lineInterval = 2400 * time.Millisecond
+	midwayAfter  = 1700 * time.Millisecond
 )
 
 // change applies changes while traffic runs. One that fails shows in the outcome.

@@ -2,6 +2,7 @@ package correlate
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -67,10 +68,10 @@ func (f *fragments) find(ev *trace.Event) (fragmented, bool) {
 		if ev.Time.Sub(k.at) > fragmentAge {
 			break
 		}
-		if k.fragmentKey == key {
+		if k.fragmentKey == key && k.path.passes(ev.Netns) {
 			return *k, true
 		}
-		if alike == nil && k.src == key.src && k.dst == key.dst && k.protocol == key.protocol {
+		if alike == nil && k.src == key.src && k.dst == key.dst && k.protocol == key.protocol && k.path.passes(ev.Netns) {
 			alike = k
 		}
 	}
@@ -89,6 +90,12 @@ func isLost(ev *trace.Event) bool {
 	}
 	return strings.HasPrefix(ev.Symbol, "nf_") || strings.HasPrefix(ev.Symbol, "nft_") ||
 		strings.HasPrefix(ev.Symbol, "ipt_") || strings.HasPrefix(ev.Symbol, "ip6t_") || strings.HasPrefix(ev.Symbol, "ip_rcv_finish")
+}
+
+// passes reports whether a packet of the path was seen in a namespace.
+func (p *path) passes(ns trace.Netns) bool {
+	through := func(h hop) bool { return h.netns == ns }
+	return slices.ContainsFunc(p.request, through) || slices.ContainsFunc(p.reply, through)
 }
 
 // addFragmentDrop opens a case about a datagram of which a later fragment was
