@@ -60,6 +60,9 @@ func (s *step) received() bool {
 	case s.isRouter():
 		s.note("%s does not own %s, and forwards: it is checked as a router on the way of the reply", s.run.name(s.place), s.packet.tuple.Dst.Addr())
 		return false
+	case s.run.switched:
+		s.run.unread("the request passes a switch in a program, such as Open vSwitch's: whether it comes to %s as one for %s cannot be told", s.run.name(s.place), s.packet.tuple.Dst.Addr())
+		return true
 	default:
 		s.disown()
 		return true
@@ -69,7 +72,7 @@ func (s *step) received() bool {
 
 // heard checks that a socket takes the request.
 func (s *step) heard() {
-	if s.packet.tuple.Dst.Port() == 0 || s.packet.tuple.Protocol != trace.TCP {
+	if s.packet.tuple.Dst.Port() == 0 {
 		return
 	}
 	if !diagnose.HasListener(&s.state) {

@@ -97,6 +97,8 @@ type run struct {
 	// sizes are the MTUs on the way, by direction.
 	sizes  map[trace.Direction][]size
 	trying bool // nothing is told
+	// switched: the request came to a device whose frames a program may switch, and change on their way.
+	switched bool
 }
 
 // Reply answers a question. The error says that it could not be asked at all.

@@ -137,7 +137,8 @@ func (s *step) neighbor(reach segment, state *trace.HostState) (endpoint, endKin
 		if answersFor(s.topology, e.link, s.hop) {
 			have = append(have, e)
 		}
-		reach.open = reach.open || e.link.ProxyARP
+		reach.open = reach.open || e.link.ProxyARP || e.link.Tapped
+		s.run.switched = s.run.switched || e.link.Tapped
 	}
 	switch {
 	case entry.State == "PERMANENT" && !reach.open:

@@ -205,7 +205,7 @@ func (s *step) device(index uint32) trace.Device {
 // question asks what the namespace would do with the packet.
 func (s *step) question() trace.Question {
 	return trace.Question{
-		Place: s.place, Packet: s.packet.tuple, Flags: s.packet.flags, In: s.at.in, Arrived: s.at.in,
+		Place: s.place, Packet: s.packet.tuple, Flags: s.packet.flags, Direction: s.packet.direction, In: s.at.in, Arrived: s.at.in,
 		Mark: s.packet.mark, Conntrack: s.track, Ahead: true,
 	}
 }
@@ -266,7 +266,7 @@ func (s *step) deliver() endKind {
 // elsewhere tells of a request that another host than the one that is to answer takes for its own.
 func (s *step) elsewhere() endKind {
 	s.note("%s owns %s and would take the request itself", s.run.name(s.place), s.packet.tuple.Dst.Addr())
-	if s.packet.tuple.Protocol != trace.TCP || s.packet.tuple.Dst.Port() == 0 || diagnose.HasListener(&s.state) {
+	if s.packet.tuple.Dst.Port() == 0 || diagnose.HasListener(&s.state) {
 		return left // a proxy, it may be
 	}
 	var virtual bool

@@ -43,6 +43,8 @@ type Link struct {
 	// answers for others, in ARP or in ND.
 	ARPIgnore, ARPAnnounce int
 	ProxyARP               bool
+	// Tapped: it takes frames for others, and is in no bridge: a program may switch them (Open vSwitch's userspace datapath).
+	Tapped bool
 }
 
 // Topology is what links the namespaces of this node that can be reached from one.
@@ -209,6 +211,7 @@ func newLink(ns trace.Netns, l netlink.Link, peers map[int]trace.Netns) *Link {
 	case *netlink.Sittun:
 		found.Local, found.Remote = addrOf(d.Local), addrOf(d.Remote)
 	}
+	found.Tapped = a.MasterIndex == 0 && a.Promisc != 0
 	found.ARPIgnore = max(confOf("ipv4", "all", "arp_ignore"), confOf("ipv4", a.Name, "arp_ignore"))
 	found.ARPAnnounce = max(confOf("ipv4", "all", "arp_announce"), confOf("ipv4", a.Name, "arp_announce"))
 	found.ProxyARP = confOf("ipv4", "all", "proxy_arp")+confOf("ipv4", a.Name, "proxy_arp")+confOf("ipv6", "all", "proxy_ndp")+confOf("ipv6", a.Name, "proxy_ndp") > 0
