@@ -96,8 +96,12 @@ func tellLab(out io.Writer, l lab.Lab, namespaces map[string]string) error {
 		fmt.Fprintf(t, "%s\t%s\n", host, namespaces[host])
 	}
 	c := l.Topology.Client
-	fmt.Fprintf(t, "\ntry     replypath explain -- ip netns exec %s timeout 3 bash -c '</dev/tcp/%s/%d'\n",
-		namespaces[c.Host], c.Server.Addr(), c.Server.Port())
+	try := "</dev/tcp/%s/%d"
+	if c.UDP {
+		try = "exec 3<>/dev/udp/%s/%d; echo hello >&3; head -c 5 <&3"
+	}
+	fmt.Fprintf(t, "\ntry     replypath explain -- ip netns exec %s timeout 3 bash -c '%s'\n",
+		namespaces[c.Host], fmt.Sprintf(try, c.Server.Addr(), c.Server.Port()))
 	fmt.Fprintf(t, "remove  replypath lab down\n")
 	return t.Flush()
 }
