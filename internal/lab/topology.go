@@ -87,7 +87,7 @@ type Client struct {
 	Payload  int           // bytes of the line that is echoed; 0: a short one
 	Abort    bool          // close with a reset, as health checks do
 	UDP      bool          // datagrams, sent again each second, instead of connections
-	Lines    int           // exchanged on each connection, half a second apart; 0: one
+	Lines    int           // exchanged on each connection; 0: one
 }
 
 // host returns the host of that name.

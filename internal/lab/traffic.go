@@ -27,12 +27,17 @@ func (n *Network) Traffic(ctx context.Context) error {
 	outcomes := make([]Outcome, c.Connects)
 	failures := make([]error, c.Connects)
 	var group sync.WaitGroup
-	if midway := n.lab.Midway; len(midway) > 0 {
-		timer := time.AfterFunc(midwayAfter, func() { n.change(midway) })
-		defer timer.Stop()
-	}
+	half := newHalfTime(c.Connects)
+	group.Go(func() {
+		half.players.Wait()
+		pause(ctx, quietTime) // acknowledgements are still on their way
+		n.change(n.lab.Midway)
+		close(half.over)
+	})
 	for i := range c.Connects {
 		group.Go(func() {
+			arrived := sync.OnceFunc(half.players.Done)
+			defer arrived()
 			if !pause(ctx, time.Duration(i)*stagger) {
 				return
 			}
@@ -40,7 +45,7 @@ func (n *Network) Traffic(ctx context.Context) error {
 				if c.UDP {
 					outcomes[i] = c.ask(ctx)
 				} else {
-					outcomes[i] = c.connect(ctx)
+					outcomes[i] = c.connect(ctx, func() { arrived(); <-half.over })
 				}
 				return nil
 			})
@@ -93,7 +98,8 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 // connect makes one connection in the calling thread's namespace: a line to the server and its echo.
-func (c Client) connect(ctx context.Context) Outcome {
+// Between two lines it calls between.
+func (c Client) connect(ctx context.Context, between func()) Outcome {
 	dialer := net.Dialer{Timeout: c.Timeout}
 	dialer.SetMultipathTCP(false)
 	conn, err := dialer.DialContext(ctx, "tcp", c.Server.String())
@@ -104,8 +110,9 @@ func (c Client) connect(ctx context.Context) Outcome {
 	conn.SetDeadline(time.Now().Add(c.Timeout))
 	in := bufio.NewReader(conn)
 	for i := range max(c.Lines, 1) {
-		if i > 0 && !pause(ctx, lineInterval) {
-			return Broken
+		if i > 0 {
+			between()
+			conn.SetDeadline(time.Now().Add(c.Timeout))
 		}
 		if !c.exchange(conn, in) {
 			return Broken
@@ -130,12 +137,21 @@ func (c Client) exchange(conn net.Conn, in *bufio.Reader) bool {
 	return err == nil && echo == line
 }
 
-// Between two lines of a connection something may happen to the network, once
-// all connections have been made.
-const (
-	lineInterval = 2400 * time.Millisecond
-	midwayAfter  = 1700 * time.Millisecond
-)
+// halfTime is when something may happen to the network: between two lines of its
+// connections, once each has its first one back, or has failed.
+type halfTime struct {
+	players sync.WaitGroup // connections that are not there yet
+	over    chan struct{}  // closed when it has happened
+}
+
+func newHalfTime(connections int) *halfTime {
+	h := &halfTime{over: make(chan struct{})}
+	h.players.Add(connections)
+	return h
+}
+
+// quietTime is longer than a delayed acknowledgement (TCP_DELACK_MAX, include/net/tcp.h).
+const quietTime = 500 * time.Millisecond
 
 // change applies changes while traffic runs. One that fails shows in the outcome.
 func (n *Network) change(changes []Change) {
