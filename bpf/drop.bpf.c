@@ -5,7 +5,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
-#include "skb.h"
+#include "tunnel.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -19,7 +19,10 @@ const volatile __u64 ignored_reasons[REASON_WORDS] = {};
 /* bpf2go makes the Go types of the ABI from this. */
 const struct event_conntrack *abi_event __attribute__((unused));
 const struct event_verdict *abi_verdict __attribute__((unused));
+const struct event_tunnel *abi_tunnel __attribute__((unused));
+const enum tunnel_kind *abi_tunnel_kind __attribute__((unused));
 const enum event_flag *abi_flag __attribute__((unused));
+const enum ip_flag *abi_ip_flag __attribute__((unused));
 const enum loss *abi_loss __attribute__((unused));
 const enum hook *abi_hook __attribute__((unused));
 
@@ -84,5 +87,7 @@ int trace_drop(__u64 *ctx)
 	name_symbol(seen.symbol);
 	if (!find_headers(&h, skb, false) && !find_headers(&h, skb, true))
 		return drop_unbuilt(&seen, skb);
+	if (emit_tunnel(&seen, skb, &h))
+		return 0;
 	return emit_skb(&seen, skb, &h);
 }

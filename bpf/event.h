@@ -31,6 +31,15 @@ enum event_flag {
 	EVENT_INNER = 16,        /* an ICMP error; tuple and TCP fields are those of the packet that it is about */
 	EVENT_OTHERHOST = 32,    /* addressed to another MAC: bridged, or flooded here */
 	EVENT_UNBUILT = 64,      /* dropped before it had an IP header: the tuple is its socket's */
+	EVENT_TUNNEL = 128,      /* it carries another packet: struct event_tunnel */
+};
+
+/* Kinds of tunnels, by what their headers look like. */
+enum tunnel_kind {
+	TUNNEL_VXLAN = 1,
+	TUNNEL_GENEVE = 2,
+	TUNNEL_GRE = 3,
+	TUNNEL_IP = 4, /* IP in IP */
 };
 
 /* The functions whose verdicts are told. Same order as probe.functions. */
@@ -42,11 +51,19 @@ enum function {
 	FUNCTION_ROUTE_INPUT = 4, /* ip_route_input_noref(skb, ...), net/ipv4/route.c: 0, or -errno */
 };
 
+/* Bits of event.ip_flags. */
+enum ip_flag {
+	IP_FLAG_DF = 1,    /* must not be fragmented */
+	IP_FLAG_MF = 2,    /* more fragments follow */
+	IP_FLAG_GROUP = 4, /* addressed to a broadcast or multicast MAC */
+};
+
 /* Causes of loss, indices of the map "losses". Same order as probe.LossCauses. */
 enum loss {
 	LOSS_RING_FULL = 0,  /* no room in the ring buffer: an event was not delivered */
 	LOSS_NOT_LINEAR = 1, /* headers are not in the skb's linear part: packet not looked at */
-	LOSS_MAX = 2,
+	LOSS_UDP_RATE = 2,   /* too many new UDP flows a second: flow not looked at */
+	LOSS_MAX = 3,
 };
 
 struct tuple {
@@ -97,7 +114,11 @@ struct event {
 	__u8 nf_hook;   /* verdict: enum nf_inet_hooks, nf_dev_hooks */
 	__u8 nf_family; /* verdict: NFPROTO_* */
 	__u8 function;  /* verdict: enum function */
-	__u8 pad2;
+	__u8 ttl;       /* or hop limit */
+	__u32 ip_len;   /* from the IP header to the packet's end: more than its device's MTU for a GSO packet */
+	__u16 ip_id;    /* IPv4, or of an IPv6 fragment */
+	__u8 ip_flags;  /* enum ip_flag */
+	__u8 pad3;
 };
 
 /* The second form of a record: with conntrack's tuples. */
@@ -111,6 +132,23 @@ struct event_verdict {
 	struct event event;
 	char table[64];
 	char chain[64]; /* the base chain; empty for iptables-legacy, whose tables have one for each hook */
+};
+
+/* What a tunnel's packet carries. */
+struct tunnel {
+	struct tuple packet;
+	__u32 seq;
+	__u32 ack;
+	__u32 id; /* VNI, or GRE's key */
+	__u8 kind; /* enum tunnel_kind */
+	__u8 tcp_flags;
+	__u8 pad[2];
+};
+
+/* The fourth form, of drops: with the packet that the dropped one carried. */
+struct event_tunnel {
+	struct event_conntrack base;
+	struct tunnel tunnel;
 };
 
 #endif

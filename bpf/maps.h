@@ -39,6 +39,52 @@ struct {
 	__type(value, struct last_packet);
 } last_packets SEC(".maps");
 
+/* The UDP packet that came last from an address and port: a lookup for the way back
+ * to there, made by the server's process, has no packet of its own to tell. */
+struct udp_peer {
+	__u8 addr[16];
+	__u16 port;
+	__u8 family;
+	__u8 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct udp_peer);
+	__type(value, struct last_packet);
+} udp_peers SEC(".maps");
+
+/* UDP has no beginning: the first packet of each flow in a second is told, at each
+ * hook and device, and no more than so many a second of all flows. */
+#define UDP_FLOWS 4096
+#define UDP_FLOW_NS 1000000000ULL
+#define UDP_FLOWS_A_SECOND 4000 /* on each CPU */
+
+struct udp_flow {
+	__u64 signature;
+	__u64 time; /* CLOCK_MONOTONIC, nanoseconds */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, UDP_FLOWS);
+	__type(key, __u32);
+	__type(value, struct udp_flow);
+} udp_flows SEC(".maps");
+
+struct udp_rate {
+	__u64 second; /* when it began: CLOCK_MONOTONIC, nanoseconds */
+	__u64 flows;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct udp_rate);
+} udp_rates SEC(".maps");
+
 /* Names of the kernel functions that addresses in events lie in, as the kernel's
  * own formatter writes them: "nft_do_chain [nf_tables]". */
 #define SYMBOL_NAME_MAX 64

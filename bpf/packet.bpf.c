@@ -11,6 +11,127 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+static __always_inline __u64 mix(__u64 hash, __u64 value)
+{
+	hash = (hash ^ value) * 0x9e3779b97f4a7c15ULL;
+	return hash ^ (hash >> 32);
+}
+
+static __always_inline __u32 netns_of(const struct net_device *dev)
+{
+	if (typed_arguments)
+		return dev->nd_net.net->ns.inum;
+	return BPF_CORE_READ(dev, nd_net.net, ns.inum);
+}
+
+/* udp_signature is the same for packets of one direction of a flow at one hook of one device. */
+static __always_inline __u64 udp_signature(const struct sk_buff *skb, const struct headers *h, __u16 hook)
+{
+	const struct net_device *dev = READ_ARGUMENT(skb, dev);
+	__u64 hash;
+
+	if (!dev)
+		return 0;
+	hash = mix((__u64)netns_of(dev) << 32 | READ_ARGUMENT(dev, ifindex), hook);
+	hash = mix(hash, load32(h->transport));
+
+	if (h->family == AF_INET)
+		return mix(hash, (__u64)load32(h->network + 12) << 32 | load32(h->network + 16)) | 1;
+#pragma unroll
+	for (int i = 8; i < 40; i += 8)
+		hash = mix(hash, (__u64)load32(h->network + i) << 32 | load32(h->network + i + 4));
+	return hash | 1;
+}
+
+/* Ports of tunnels (VXLAN, Geneve, and Linux' own older one for VXLAN): what is
+ * inside is followed, and nobody answers the outer packet. */
+#define PORT_VXLAN 4789
+#define PORT_VXLAN_LINUX 8472
+#define PORT_GENEVE 6081
+
+static __always_inline bool is_tunnel(const struct headers *h)
+{
+	__u16 port = load16(h->transport + 2);
+
+	return port == PORT_VXLAN || port == PORT_VXLAN_LINUX || port == PORT_GENEVE;
+}
+
+/* is_group: multicast and broadcast are no exchange. */
+static __always_inline bool is_group(const struct sk_buff *skb, const struct headers *h)
+{
+	__u8 kind = BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type);
+
+	if (kind == PACKET_BROADCAST || kind == PACKET_MULTICAST)
+		return true;
+	if (h->family == AF_INET)
+		return load8(h->network + 16) >= 224;
+	return load8(h->network + 24) == 0xff;
+}
+
+/* is_first reports the first packet of a UDP flow in a second. */
+static __always_inline bool is_first(const struct sk_buff *skb, const struct headers *h, __u16 hook)
+{
+	__u64 signature, now;
+	struct udp_flow *flow;
+	struct udp_rate *rate;
+	__u32 slot, zero = 0;
+
+	if (is_tunnel(h))
+		return false;
+	signature = udp_signature(skb, h, hook);
+	slot = (signature >> 16) % UDP_FLOWS;
+	flow = bpf_map_lookup_elem(&udp_flows, &slot);
+	if (!flow)
+		return false;
+	now = bpf_ktime_get_ns();
+	if (flow->signature == signature && now - flow->time < UDP_FLOW_NS)
+		return false;
+	flow->signature = signature;
+	flow->time = now;
+	if (is_group(skb, h))
+		return false;
+	rate = bpf_map_lookup_elem(&udp_rates, &zero);
+	if (!rate)
+		return false;
+	if (now - rate->second >= 1000000000ULL) {
+		rate->second = now;
+		rate->flows = 0;
+	}
+	if (++rate->flows > UDP_FLOWS_A_SECOND) {
+		count_loss(LOSS_UDP_RATE);
+		return false;
+	}
+	return true;
+}
+
+/* fill_last keeps what a failed route lookup may belong to. */
+static __always_inline void fill_last(struct last_packet *last, const struct sk_buff *skb, const struct headers *h)
+{
+	__builtin_memset(last, 0, sizeof(*last));
+	fill_addresses(&last->tuple, h);
+	last->tuple.sport = load16(h->transport);
+	last->tuple.dport = load16(h->transport + 2);
+	last->time = bpf_ktime_get_ns();
+	last->skb = (__u64)skb;
+	last->netns = BPF_CORE_READ(skb, dev, nd_net.net, ns.inum);
+	last->ifindex = BPF_CORE_READ(skb, dev, ifindex);
+}
+
+/* keep_peer remembers where a UDP packet came to, under the address that it came from. */
+static __always_inline void keep_peer(const struct sk_buff *skb, const struct headers *h)
+{
+	struct last_packet last;
+	struct udp_peer peer = {};
+
+	if (BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type) == PACKET_OTHERHOST)
+		return;
+	fill_last(&last, skb, h);
+	__builtin_memcpy(peer.addr, last.tuple.saddr, sizeof(peer.addr));
+	peer.port = last.tuple.sport;
+	peer.family = last.tuple.family;
+	bpf_map_update_elem(&udp_peers, &peer, &last, 0 /* BPF_ANY */);
+}
+
 static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 {
 	struct observation seen = { .hook = hook };
@@ -35,6 +156,16 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 		flags = load8(h.transport + 13);
 		if (!(flags & (TCP_SYN | TCP_RST | TCP_FIN)))
 			return 0;
+	} else if (h.protocol == IPPROTO_UDP) {
+		if (h.left < 8) {
+			if (is_hidden(skb))
+				count_loss(LOSS_NOT_LINEAR);
+			return 0;
+		}
+		if (!is_first(skb, &h, hook))
+			return 0;
+		if (hook == HOOK_RECEIVE)
+			keep_peer(skb, &h);
 	} else if (is_icmp(&h)) {
 		if (h.left < 8 || !is_icmp_error(&h, load8(h.transport)))
 			return 0;
@@ -46,17 +177,10 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 		struct last_packet *last = bpf_map_lookup_elem(&last_packets, &zero);
 
 		if (last) {
-			__builtin_memset(last, 0, sizeof(*last));
-			fill_addresses(&last->tuple, &h);
-			last->tuple.sport = load16(h.transport);
-			last->tuple.dport = load16(h.transport + 2);
+			fill_last(last, skb, &h);
 			last->seq = load32(h.transport + 4);
 			last->ack = load32(h.transport + 8);
 			last->tcp_flags = flags;
-			last->time = bpf_ktime_get_ns();
-			last->skb = (__u64)skb;
-			last->netns = BPF_CORE_READ(skb, dev, nd_net.net, ns.inum);
-			last->ifindex = BPF_CORE_READ(skb, dev, ifindex);
 		}
 	}
 	return emit_skb(&seen, skb, &h);

@@ -34,7 +34,11 @@ struct lookup {
 	__u16 hook;
 	__u16 sport; /* ports are 0 in lookups that forward a packet */
 	__u16 dport;
+	__u8 any[16] __attribute__((aligned(8))); /* the unspecified address */
 };
+
+/* How long after a datagram its answer may be looked for. */
+#define UDP_PEER_NS 10000000000ULL
 
 /* A packet is received, routed and answered within one softirq run. */
 #define LAST_PACKET_NS 5000000
@@ -83,6 +87,41 @@ static __always_inline int emit_miss(const struct lookup *l)
 	return 0;
 }
 
+/* emit_udp_miss sends the miss of a lookup for a datagram to somebody from whom one
+ * has come: it is made by the process that answers, at any later time. */
+static __always_inline int emit_udp_miss(const struct lookup *l)
+{
+	struct last_packet *last;
+	struct udp_peer peer = {};
+	struct event *e;
+
+	__builtin_memcpy(peer.addr, l->daddr, sizeof(peer.addr));
+	peer.port = l->dport;
+	peer.family = l->hook == HOOK_ROUTE_MISS4 ? AF_INET : AF_INET6;
+	last = bpf_map_lookup_elem(&udp_peers, &peer);
+	if (!last || (l->netns && l->netns != last->netns) || bpf_ktime_get_ns() - last->time > UDP_PEER_NS)
+		return 0;
+	e = reserve_event(l->hook);
+	if (!e)
+		return 0;
+	e->netns = last->netns;
+	e->in_ifindex = last->ifindex;
+	e->mark = l->mark;
+	e->table = l->table;
+	e->reason = l->reason;
+	e->tuple.family = peer.family;
+	e->tuple.protocol = IPPROTO_UDP;
+	e->tuple.sport = l->sport;
+	e->tuple.dport = l->dport;
+	__builtin_memcpy(e->tuple.daddr, l->daddr, 16);
+	__builtin_memcpy(e->tuple.saddr, l->saddr, 16);
+	/* A socket that is bound to no address gets one from the route that it does not find. */
+	if (same_address(l->saddr, l->any))
+		__builtin_memcpy(e->tuple.saddr, last->tuple.daddr, 16);
+	bpf_ringbuf_submit(e, wakeup_flags());
+	return 0;
+}
+
 SEC("tp_btf/fib_table_lookup")
 int BPF_PROG(trace_route_miss4, u32 table, const struct flowi4 *fl, const struct fib_nh_common *nhc, int err)
 {
@@ -100,6 +139,8 @@ int BPF_PROG(trace_route_miss4, u32 table, const struct flowi4 *fl, const struct
 	l.dport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.dport));
 	l.table = table;
 	l.reason = err;
+	if (BPF_CORE_READ(fl, __fl_common.flowic_proto) == IPPROTO_UDP)
+		return emit_udp_miss(&l);
 	return emit_miss(&l);
 }
 
@@ -122,5 +163,7 @@ int BPF_PROG(trace_route_miss6, const struct net *net, const struct fib6_result 
 	l.sport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.sport));
 	l.dport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.dport));
 	l.netns = BPF_CORE_READ(net, ns.inum);
+	if (BPF_CORE_READ(fl, __fl_common.flowic_proto) == IPPROTO_UDP)
+		return emit_udp_miss(&l);
 	return emit_miss(&l);
 }

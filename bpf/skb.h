@@ -27,6 +27,8 @@
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
 
+#define PACKET_BROADCAST 1
+#define PACKET_MULTICAST 2
 #define PACKET_OTHERHOST 3
 
 #define IPV6_EXTENSIONS_MAX 4
@@ -103,6 +105,8 @@ struct headers {
 	__u8 family;
 	__u8 protocol;
 	__u8 fragment; /* not the first fragment */
+	__u8 more;     /* more fragments follow */
+	__u16 id;      /* of the datagram that fragments belong to: of IPv6's 32 bits the lower half */
 };
 
 /* find_transport fills h from the IP header at network, of which `linear` bytes
@@ -123,6 +127,8 @@ static __always_inline bool find_transport(struct headers *h, const unsigned cha
 		h->family = AF_INET;
 		h->protocol = load8(network + 9);
 		h->fragment = (load16(network + 6) & 0x1fff) != 0;
+		h->more = (load16(network + 6) & 0x2000) != 0;
+		h->id = load16(network + 4);
 		h->transport = network + off;
 		h->left = linear - off;
 		return true;
@@ -132,6 +138,8 @@ static __always_inline bool find_transport(struct headers *h, const unsigned cha
 	h->family = AF_INET6;
 	h->protocol = load8(network + 6);
 	h->fragment = 0;
+	h->more = 0;
+	h->id = 0;
 	off = 40;
 #pragma unroll
 	for (int i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
@@ -148,6 +156,8 @@ static __always_inline bool find_transport(struct headers *h, const unsigned cha
 		if (h->protocol == IPPROTO_FRAGMENT) {
 			if (load16(network + off + 2) & 0xfff8)
 				h->fragment = 1;
+			h->more = load16(network + off + 2) & 1;
+			h->id = load16(network + off + 6);
 			size = 8;
 		} else if (h->protocol == IPPROTO_AH) {
 			size = (size + 2) * 4;
@@ -277,16 +287,38 @@ static __always_inline void fill_place(struct event *e, const struct sk_buff *sk
 		e->netns = BPF_CORE_READ(out, nd_net.net, ns.inum);
 }
 
+/* fill_ip: what fragmentation and loops are told by. */
+static __always_inline void fill_ip(struct event *e, const struct headers *h)
+{
+	e->ip_id = h->id;
+	if (h->more)
+		e->ip_flags |= IP_FLAG_MF;
+	if (h->family == AF_INET) {
+		e->ttl = load8(h->network + 8);
+		if (load16(h->network + 6) & 0x4000)
+			e->ip_flags |= IP_FLAG_DF;
+		return;
+	}
+	e->ttl = load8(h->network + 7);
+	e->ip_flags |= IP_FLAG_DF; /* no router may fragment IPv6 */
+}
+
 static __always_inline void fill_skb(struct event *e, const struct sk_buff *skb, const struct headers *h)
 {
 	unsigned char *head = BPF_CORE_READ(skb, head);
 	__u16 mac = BPF_CORE_READ(skb, mac_header);
+	__u8 kind;
 
 	e->skb = (__u64)skb;
+	e->ip_len = BPF_CORE_READ(skb, len) + (BPF_CORE_READ(skb, data) - h->network);
+	fill_ip(e, h);
 	e->mark = BPF_CORE_READ(skb, mark);
 	e->in_ifindex = BPF_CORE_READ(skb, skb_iif);
-	if (BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type) == PACKET_OTHERHOST)
+	kind = BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type);
+	if (kind == PACKET_OTHERHOST)
 		e->flags |= EVENT_OTHERHOST;
+	if (kind == PACKET_BROADCAST || kind == PACKET_MULTICAST)
+		e->ip_flags |= IP_FLAG_GROUP;
 	if (mac != 0xffff && head + mac + 14 <= h->network)
 		bpf_probe_read_kernel(e->source_mac, sizeof(e->source_mac), head + mac + 6);
 	fill_packet(e, h);

@@ -24,11 +24,12 @@ type embedding struct {
 	btf, tier string // see agent.Config
 	log       *slog.Logger
 	ready     func()
+	rules     func(string) // see agent.Config.TraceRules
 }
 
 // runAgent runs an agent until the context ends. It serves nothing but the given listener.
 func runAgent(ctx context.Context, e embedding) error {
-	return agent.Run(ctx, agent.Config{Listeners: []net.Listener{e.listener}, BTF: e.btf, Tier: e.tier, Log: e.log}, e.ready)
+	return agent.Run(ctx, agent.Config{Listeners: []net.Listener{e.listener}, BTF: e.btf, Tier: e.tier, Log: e.log, TraceRules: e.rules}, e.ready)
 }
 
 const (
@@ -45,7 +46,12 @@ func (s *server) embed(ctx context.Context) (*connection, error) {
 	if _, err := probe.ParseTier(s.tier); err != nil {
 		return nil, usagef("--tier: %v", err)
 	}
-	s.world.note("no agent at %s: tracing in this process instead", s.target)
+	var rules func(string)
+	if s.traceRules {
+		rules = func(text string) { s.world.note("%s", text) }
+	} else {
+		s.world.note("no agent at %s: tracing in this process instead", s.target)
+	}
 	listener := bufconn.Listen(pipeSize)
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ready, died := make(chan struct{}), make(chan struct{})
@@ -53,7 +59,7 @@ func (s *server) embed(ctx context.Context) (*connection, error) {
 	go func() {
 		defer close(died)
 		log := slog.New(slog.NewTextHandler(s.world.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-		cause = s.world.trace(running, embedding{listener, s.btf, s.tier, log, sync.OnceFunc(func() { close(ready) })})
+		cause = s.world.trace(running, embedding{listener, s.btf, s.tier, log, sync.OnceFunc(func() { close(ready) }), rules})
 	}()
 	stop := func() {
 		cancel()

@@ -65,6 +65,9 @@ func newExplain(w *world, s *server) *cobra.Command {
 			if err := o.take(cmd, args); err != nil {
 				return err
 			}
+			if s.traceRules && len(o.command) == 0 && !o.follow {
+				return usagef("--trace-rules needs a command after --, or --follow: it traces what is still to come")
+			}
 			return w.explain(cmd.Context(), s, o)
 		}),
 	}
@@ -73,6 +76,7 @@ func newExplain(w *world, s *server) *cobra.Command {
 	f.BoolVarP(&o.follow, "follow", "f", false, "go on with what is still to come, until Ctrl-C")
 	f.BoolVarP(&o.all, "all", "a", false, "also show connections without a fault")
 	f.DurationVar(&o.traceFor, "for", 0, "trace this long, then explain what was seen (10s where no agent runs)")
+	s.traceRulesFlag(cmd)
 	o.output.flag(cmd)
 	return cmd
 }

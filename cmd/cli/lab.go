@@ -40,7 +40,11 @@ func newLabList(w *world) *cobra.Command {
 			t := tabwriter.NewWriter(w.stdout, 0, 0, 2, ' ', 0)
 			fmt.Fprintln(t, "NAME\tFINDING\tTITLE")
 			for _, l := range lab.All() {
-				fmt.Fprintf(t, "%s\t%s\t%s\n", l.Name, expectation(l), l.Title)
+				title := l.Title
+				if missing := l.Missing(); missing != "" {
+					title += " (needs " + missing + ")"
+				}
+				fmt.Fprintf(t, "%s\t%s\t%s\n", l.Name, expectation(l), title)
 			}
 			return t.Flush()
 		}),
@@ -92,8 +96,12 @@ func tellLab(out io.Writer, l lab.Lab, namespaces map[string]string) error {
 		fmt.Fprintf(t, "%s\t%s\n", host, namespaces[host])
 	}
 	c := l.Topology.Client
-	fmt.Fprintf(t, "\ntry     replypath explain -- ip netns exec %s timeout 3 bash -c '</dev/tcp/%s/%d'\n",
-		namespaces[c.Host], c.Server.Addr(), c.Server.Port())
+	try := "</dev/tcp/%s/%d"
+	if c.UDP {
+		try = "exec 3<>/dev/udp/%s/%d; echo hello >&3; head -c 5 <&3"
+	}
+	fmt.Fprintf(t, "\ntry     replypath explain -- ip netns exec %s timeout 3 bash -c '%s'\n",
+		namespaces[c.Host], fmt.Sprintf(try, c.Server.Addr(), c.Server.Port()))
 	fmt.Fprintf(t, "remove  replypath lab down\n")
 	return t.Flush()
 }
@@ -157,7 +165,26 @@ func (w *world) chosenLab(name string) (lab.Lab, error) {
 	if !ok {
 		return l, usagef("unknown lab %q: 'replypath lab list' names them", name)
 	}
+	if missing := l.Missing(); missing != "" {
+		return l, noAgentf("lab %s cannot be built here: it needs %s", l.Name, missing)
+	}
 	return l, w.rootOnly()
+}
+
+// buildable leaves out the labs that this machine lacks something for, and says so.
+func (w *world) buildable(labs []lab.Lab) []lab.Lab {
+	skipped := map[string]int{}
+	labs = slices.DeleteFunc(labs, func(l lab.Lab) bool {
+		missing := l.Missing()
+		if missing != "" {
+			skipped[missing]++
+		}
+		return missing != ""
+	})
+	for _, missing := range slices.Sorted(maps.Keys(skipped)) {
+		w.note("skipped %d labs that cannot be built here: they need %s", skipped[missing], missing)
+	}
+	return labs
 }
 
 func (w *world) rootOnly() error {

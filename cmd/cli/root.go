@@ -20,7 +20,8 @@ impossible. Answers go to stdout, everything else to stderr.`
 const rootExamples = `  sudo replypath lab run dsr-no-route          see a lost reply explained
   replypath explain host 203.0.113.80          what became of that address's traffic
   replypath explain -- curl http://shop/       run a command and explain its packets
-  replypath watch tcp and port 443             faults as they happen`
+  replypath watch tcp and port 443             faults as they happen
+  sudo replypath check reply 198.51.100.7      would a reply to it find its way?`
 
 // filterHelp ends the help of commands that take a FILTER.
 const filterHelp = `
@@ -55,7 +56,7 @@ func newRoot(w *world) *cobra.Command {
 	)
 	server := &server{world: w}
 	server.flags(root)
-	root.AddCommand(newExplain(w, server), newWatch(w, server), newStatus(w, server), newLab(w, server), newVersion(w))
+	root.AddCommand(newExplain(w, server), newCheck(w), newWatch(w, server), newStatus(w, server), newLab(w, server), newVersion(w))
 	root.SetHelpCommandGroupID(groupOther)
 	root.SetCompletionCommandGroupID(groupOther)
 	return root

@@ -40,6 +40,7 @@ type server struct {
 	cert, key, trust string // PEM files
 	named            bool   // the user said which, so nothing takes its place
 	btf, tier        string // of an agent in this process
+	traceRules       bool   // by netfilter itself, in this process
 }
 
 func (s *server) flags(root *cobra.Command) {
@@ -97,6 +98,9 @@ func (c *connection) ended() error {
 // connect finds the agent, or becomes one.
 func (s *server) connect(ctx context.Context) (*connection, error) {
 	s.resolve()
+	if s.traceRules {
+		return s.embedTracingRules(ctx)
+	}
 	at, err := s.endpoint()
 	if err != nil {
 		return nil, err

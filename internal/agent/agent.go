@@ -54,6 +54,8 @@ type Config struct {
 	BTF           string          // file with the kernel's types; "": the kernel's own
 	Tier          string          // "auto" or "base"; "": auto
 	Log           *slog.Logger
+	// TraceRules is told what is added where to trace rules that drop packets; nil: rules are not traced.
+	TraceRules func(string)
 }
 
 func (c *Config) setDefaults() error {
@@ -159,6 +161,9 @@ func newAgent(cfg Config) (_ *agent, err error) {
 	}
 	a.closers = append(a.closers, a.probe.Close)
 	a.investigator = newInvestigator(cfg.Node, a.reader, a.places, a.recorder, cfg.Log)
+	if cfg.TraceRules != nil {
+		a.investigator.tracer = newRuleTracer(a.places, cfg.TraceRules)
+	}
 	a.pipeline = newPipeline(a.probe, a.places, a.recorder, a.investigator, cfg.Log)
 	a.tasks = []task{a.pipeline, a.investigator, server, &lossWatch{a}, hookWatch{a.probe}}
 	if cfg.MetricsListen != "" {

@@ -59,6 +59,8 @@ type investigator struct {
 	// explained holds the fault that explains a path: what else befalls the path comes of it.
 	explained map[pathKey]explained
 	made      map[metrics.Finding]uint64
+	counters  counters
+	tracer    *ruleTracer // nil: rules are not traced
 }
 
 type answer struct {
@@ -179,6 +181,9 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) b
 	if deaf, ok := diagnose.Deaf(c, &s); ok && i.explain(ctx, &deaf, true) {
 		return true
 	}
+	if i.tracer != nil && err == nil && len(q.Filters) > 0 {
+		i.tracer.confirm(ctx, &q, c, &s)
+	}
 	f, ok := diagnose.Explain(c, &s)
 	if !ok {
 		if err != nil && !errors.Is(err, netstate.ErrNoNamespace) {
@@ -243,12 +248,15 @@ type answerKey struct {
 	mark    uint32
 	filters string
 	ct      uint8
+	extra   [4]uint32 // what only some questions ask for
+	policy  bool
+	symptom trace.Symptom // what is asked of other hosts depends on it
 }
 
 func keyOf(q *trace.Question) answerKey {
 	k := answerKey{
 		place: q.Place, packet: q.Packet, flags: q.Flags, in: q.In, out: q.Out, arrived: q.Arrived, mark: q.Mark,
-		filters: fmt.Sprint(q.Filters), ct: q.Conntrack.Info,
+		filters: fmt.Sprint(q.Filters), ct: q.Conntrack.Info, extra: extraKey(q), policy: q.Policy,
 	}
 	clientSide := &k.packet.Src
 	if q.Flags.IsSYNACK() {
@@ -258,9 +266,21 @@ func keyOf(q *trace.Question) answerKey {
 	return k
 }
 
+// extraKey tells questions apart by what else they ask for.
+func extraKey(q *trace.Question) [4]uint32 {
+	key := [4]uint32{q.Attached}
+	for i, asked := range []bool{q.Limits, q.Receivers, q.Tunnels} {
+		if asked {
+			key[i+1] = 1
+		}
+	}
+	return key
+}
+
 // ask reads the host's state, or takes the answer to the same question a moment ago.
 func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case) (trace.HostState, error) {
 	key := keyOf(&q)
+	key.symptom = c.Symptom
 	i.mu.Lock()
 	a, ok := i.answers[key]
 	i.mu.Unlock()
@@ -277,9 +297,15 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		if err != nil {
 			return s, err
 		}
+		i.counters.compare(q.Place.Netns, s.Filters, s.ReadAt)
 		if reply, ok := diagnose.ReplyQuestion(&q); ok && len(s.Filters) == 1 {
 			if answer, err := i.read(ctx, reply); err == nil {
 				s.ReplyFilters = answer.Filters
+			}
+		}
+		if known, ok := diagnose.TrackedQuestion(&q); ok && len(s.Filters) > 0 {
+			if answer, err := i.read(ctx, known); err == nil && len(answer.Unread) == 0 {
+				s.Tracked, s.IfTracked = true, answer.Filters
 			}
 		}
 		if diagnose.DependsOnPath(c, &s) {
@@ -288,8 +314,17 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		if diagnose.DependsOnNextHop(c, &s) {
 			s.NextHopOwner, s.NextHopDevice = i.holder(s.NextHop.Addr, q.Place.Netns)
 		}
+		if diagnose.DependsOnTunnels(c, &s) {
+			s.FarTunnels = i.farTunnels(q.Place.Netns)
+		}
 		if diagnose.DependsOnOwner(c, &s) {
 			s.Owners = i.owners(q.Packet.Dst.Addr(), q.Place.Netns)
+		}
+		if diagnose.DependsOnCircle(c) {
+			s.Circle = i.circle(ctx, c)
+		}
+		if diagnose.DependsOnContest(c, &s) {
+			s.Contest = i.contest(ctx, c, &s)
 		}
 		i.keepAnswer(key, s, time.Since(started))
 		return s, nil

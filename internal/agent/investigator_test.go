@@ -69,7 +69,8 @@ func TestKeyOf(t *testing.T) {
 	if keyOf(&a) == keyOf(&d) {
 		t.Error("another namespace with the same inode is the same question")
 	}
-	e, f := q("203.0.113.80:80", trace.SYN|trace.ACK), q("203.0.113.80:81", trace.SYN|trace.ACK)
+	reply := q
+	e, f := reply("203.0.113.80:80", trace.SYN|trace.ACK), q("203.0.113.80:81", trace.SYN|trace.ACK)
 	if keyOf(&e) == keyOf(&f) {
 		t.Error("a reply from another server port is the same question")
 	}

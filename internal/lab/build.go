@@ -61,6 +61,11 @@ func (n *Network) configure(ctx context.Context) error {
 
 // configure applies the host's own part of the topology.
 func (h *host) configure() error {
+	for _, device := range h.spec.Checksums {
+		if err := h.sumInSoftware(device); err != nil {
+			return err
+		}
+	}
 	for _, t := range h.spec.Tunnels {
 		if err := h.addTunnel(t); err != nil {
 			return err

@@ -69,6 +69,11 @@ func sysctl(at, name, value string) Change {
 	return on(at, "sysctl -w "+name+"="+value, func(h *host) error { return h.setSysctl(Sysctl{name, value}) })
 }
 
+// setMTU changes the largest packet that a device sends.
+func setMTU(name, device string, mtu int) Change {
+	return on(name, fmt.Sprintf("ip link set %s mtu %d", device, mtu), func(h *host) error { return h.setMTU(device, mtu) })
+}
+
 // filters adds nftables chains; text says what they do.
 func filters(name, text string, chains ...Chain) Change {
 	return on(name, "nft: "+text, func(h *host) error { return h.addChains(chains) })

@@ -52,7 +52,7 @@ func (n *Network) sockets() (files []*os.File, at string, err error) {
 	defer n.mu.Unlock()
 	for name, servers := range n.servers {
 		for _, s := range servers {
-			file, err := s.listener.File()
+			file, err := s.file()
 			if err != nil {
 				return files, at, fmt.Errorf("duplicate socket: %w", err)
 			}
@@ -92,20 +92,36 @@ func Serve(ctx context.Context) error {
 	}
 	for i := range count {
 		file := os.NewFile(uintptr(3+i), "listener")
-		listener, err := net.FileListener(file)
+		running, err := takeOver(file, id)
 		file.Close()
 		if err != nil {
 			return fmt.Errorf("serve lab: take socket %d over: %w", i, err)
 		}
-		tcp, ok := listener.(*net.TCPListener)
-		if !ok {
-			return fmt.Errorf("serve lab: take socket %d over: it is %s", i, listener.Addr().Network())
-		}
-		defer start(tcp, id).stop()
+		defer running.stop()
 	}
 	for pause(ctx, 2*time.Second) && stands(id) {
 	}
 	return nil
+}
+
+// takeOver answers on a socket that was another process's.
+func takeOver(file *os.File, name string) (server, error) {
+	if conn, err := net.FilePacketConn(file); err == nil {
+		udp, ok := conn.(*net.UDPConn)
+		if !ok {
+			return nil, fmt.Errorf("it is %s", conn.LocalAddr().Network())
+		}
+		return startUDP(udp), nil
+	}
+	listener, err := net.FileListener(file)
+	if err != nil {
+		return nil, err
+	}
+	tcp, ok := listener.(*net.TCPListener)
+	if !ok {
+		return nil, fmt.Errorf("it is %s", listener.Addr().Network())
+	}
+	return start(tcp, name), nil
 }
 
 // stands reports whether the network still has a namespace.

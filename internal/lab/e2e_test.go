@@ -73,7 +73,12 @@ func TestEndToEnd(t *testing.T) {
 		}()
 	}
 	for i, l := range labs {
-		t.Run(l.Name, func(t *testing.T) { check(t, l, <-results[i]) })
+		t.Run(l.Name, func(t *testing.T) {
+			if missing := l.Missing(); missing != "" {
+				t.Skipf("needs %s", missing)
+			}
+			check(t, l, <-results[i])
+		})
 	}
 }
 
@@ -88,6 +93,28 @@ func TestEndToEndAlone(t *testing.T) {
 				t.Fatalf("no lab %s", name)
 			}
 			check(t, l, run(t.Context(), cli, "", name))
+		})
+	}
+}
+
+// TestTraceRules has nftables itself name the rule.
+func TestTraceRules(t *testing.T) {
+	needRoot(t)
+	cli := program(t, "replypath", "cli")
+	for _, name := range []string{"routed-forward-drop", "nat6-forward-drop", "asym-reply-drop", "local-input-policy", "dsr-ingress-drop"} {
+		t.Run(name, func(t *testing.T) {
+			l, ok := lab.Find(name)
+			if !ok {
+				t.Fatalf("no lab %s", name)
+			}
+			r := run(t.Context(), cli, "", name, "--trace-rules")
+			check(t, l, r)
+			if len(r.findings) == 1 && !strings.Contains(fmt.Sprintf("%s", r.findings[0].Evidence), "nftables' own trace: ") {
+				t.Errorf("nftables did not tell: %s\n%s", r.findings[0].Evidence, r.stderr)
+			}
+			if !strings.Contains(r.stderr, "added table replypath-trace") {
+				t.Errorf("nothing is said of what was added:\n%s", r.stderr)
+			}
 		})
 	}
 }
@@ -164,10 +191,10 @@ func chosen(short bool) []lab.Lab {
 }
 
 // run runs one lab. With server "", it uses the machine's agent if there is one, else traces for itself.
-func run(ctx context.Context, cli, server, name string) (r told) {
+func run(ctx context.Context, cli, server, name string, more ...string) (r told) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	command := exec.CommandContext(ctx, cli, "lab", "run", name, "-o", "json", "--server="+server)
+	command := exec.CommandContext(ctx, cli, append([]string{"lab", "run", name, "-o", "json", "--server=" + server}, more...)...)
 	command.Cancel = func() error { return command.Process.Signal(os.Interrupt) } // it then removes its lab
 	command.WaitDelay = 10 * time.Second
 	command.Env = append(os.Environ(), "REPLYPATH_SERVER=")
@@ -233,8 +260,12 @@ func check(t *testing.T, l lab.Lab, r told) {
 	if !where.MatchString(f.Where.Netns) {
 		t.Errorf("where is %q, want %s", f.Where.Netns, where)
 	}
-	if server := l.Topology.Client.Server.String(); f.Path.Server != server || f.Path.Protocol != "tcp" {
-		t.Errorf("path to %s %s, but the client asked tcp %s", f.Path.Protocol, f.Path.Server, server)
+	protocol := "tcp"
+	if l.Topology.Client.UDP {
+		protocol = "udp"
+	}
+	if server := l.Topology.Client.Server.String(); f.Path.Server != server || f.Path.Protocol != protocol {
+		t.Errorf("path to %s %s, but the client asked %s %s", f.Path.Protocol, f.Path.Server, protocol, server)
 	}
 	if !strings.Contains(f.Path.Client, clientAddress(l)) {
 		t.Errorf("path from %s, but the client is %s", f.Path.Client, clientAddress(l))

@@ -57,18 +57,22 @@ func accept() []expr.Any              { return verdict(expr.VerdictAccept, "") }
 func drop() []expr.Any                { return verdict(expr.VerdictDrop, "") }
 func jump(chain string) []expr.Any    { return verdict(expr.VerdictJump, chain) }
 func masquerade() []expr.Any          { return []expr.Any{&expr.Masq{}} }
-func toPort(port uint16) []expr.Any   { return tcpPort(2, port) }
-func fromPort(port uint16) []expr.Any { return tcpPort(0, port) }
+func toPort(port uint16) []expr.Any   { return transportPort(unix.IPPROTO_TCP, 2, port) }
+func fromPort(port uint16) []expr.Any { return transportPort(unix.IPPROTO_TCP, 0, port) }
 
-// tcpPort matches a TCP port at an offset of the transport header.
-func tcpPort(offset uint32, port uint16) []expr.Any {
+// transportPort matches a port at an offset of the transport header.
+func transportPort(protocol byte, offset uint32, port uint16) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{protocol}},
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)},
 	}
 }
+
+// toUDPPort and fromUDPPort match a UDP port.
+func toUDPPort(port uint16) []expr.Any   { return transportPort(unix.IPPROTO_UDP, 2, port) }
+func fromUDPPort(port uint16) []expr.Any { return transportPort(unix.IPPROTO_UDP, 0, port) }
 
 // toAddress matches the destination address.
 func toAddress(a netip.Addr) []expr.Any {
@@ -97,8 +101,14 @@ func networkField(family byte, offset uint32, a netip.Addr) []expr.Any {
 }
 
 // established matches packets of connections that conntrack has seen both sides of, and what belongs to them.
-func established() []expr.Any {
-	mask := binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
+func established() []expr.Any { return ctState(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED) }
+
+// invalid matches packets that conntrack knows no connection for.
+func invalid() []expr.Any { return ctState(expr.CtStateBitINVALID) }
+
+// ctState matches packets in one of some states of connection tracking.
+func ctState(bits uint32) []expr.Any {
+	mask := binaryutil.NativeEndian.PutUint32(bits)
 	return []expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},

@@ -17,6 +17,7 @@ type host struct {
 	family Family
 	ns     netns.NsHandle
 	nl     *netlink.Handle
+	state  string // directory of its switch
 }
 
 // newHost makes the namespace, with its settings and lo up.
@@ -127,6 +128,9 @@ func (h *host) addTunnel(t Tunnel) error {
 		LinkAttrs: netlink.LinkAttrs{Name: t.Device},
 		VxlanId:   t.VNI, SrcAddr: t.Local.AsSlice(), Group: t.Remote.AsSlice(), Port: 4789, Learning: true,
 	}
+	if t.Port != 0 {
+		vxlan.Port = t.Port
+	}
 	if err := h.nl.LinkAdd(vxlan); err != nil {
 		return fmt.Errorf("add vxlan %s: %w", t.Device, err)
 	}
@@ -233,4 +237,13 @@ func netlinkFamily(a netip.Addr) int {
 		return netlink.FAMILY_V6
 	}
 	return netlink.FAMILY_V4
+}
+
+// setMTU changes the largest packet that a device sends, in bytes.
+func (h *host) setMTU(device string, mtu int) error {
+	l, err := h.link(device)
+	if err != nil {
+		return err
+	}
+	return wrap("set MTU of "+device, h.nl.LinkSetMTU(l, mtu))
 }

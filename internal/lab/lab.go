@@ -17,7 +17,13 @@ const (
 	Unreachable Outcome = "unreachable" // EHOSTUNREACH, ENETUNREACH or EACCES: an ICMP error came
 	Timeout     Outcome = "timeout"     // no answer
 	Broken      Outcome = "broken"      // connected, but the line did not come back
+	Failed      Outcome = "failed"      // of a lab: any of these but Connected, as kernels differ
 )
+
+// Fits reports whether what a client got to see is what a lab says it does.
+func (o Outcome) Fits(seen Outcome) bool {
+	return o == seen || o == Failed && seen != Connected && seen != NotRun
+}
 
 // Lab is one network, healthy or with one fault, and what there is to find in it.
 type Lab struct {
@@ -31,6 +37,11 @@ type Lab struct {
 	Topology  Topology
 	Setting   []Change // harmless on its own: what this variant has besides its topology
 	Faults    []Change // what is wrong
+	Midway    []Change // what happens while the client's connections live
+
+	// Unforeseen says why `replypath check reply` cannot know the fault before
+	// there is traffic; "" where it must.
+	Unforeseen string
 }
 
 // Healthy reports whether there is nothing to find.
@@ -40,7 +51,8 @@ func (l Lab) Healthy() bool { return l.Finding == "" }
 func All() []Lab {
 	var labs []Lab
 	for _, part := range []func(Family) []Lab{
-		healthyLabs, routeLabs, reversePathLabs, neighborLabs, forwardingLabs, addressLabs, filterLabs, listenerLabs,
+		healthyLabs, routeLabs, reversePathLabs, neighborLabs, forwardingLabs, addressLabs, filterLabs, listenerLabs, udpLabs, mtuLabs, fragmentLabs,
+		programLabs, trackingLabs, tunnelLabs, antreaLabs, shapeLabs,
 	} {
 		labs = append(labs, part(IPv4)...)
 		labs = append(labs, part(IPv6)...)

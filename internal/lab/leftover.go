@@ -65,6 +65,7 @@ func DownAll(ctx context.Context) ([]string, error) {
 		}
 		removed = append(removed, names...)
 	}
+	failed = errors.Join(failed, removeStray(networks))
 	slices.Sort(removed)
 	return removed, failed
 }
@@ -81,7 +82,7 @@ func held(name string) bool {
 
 // removeNetwork ends the network's detached server and removes its namespaces.
 func removeNetwork(id string, names []string) error {
-	failed := endServers(id, names)
+	failed := errors.Join(endServers(id, names), removeState(id))
 	for _, name := range names {
 		failed = errors.Join(failed, removeNamespace(name))
 	}

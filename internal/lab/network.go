@@ -21,7 +21,7 @@ type Network struct {
 	order []*host
 
 	mu      sync.Mutex
-	servers map[string][]*server // by host
+	servers map[string][]server // by host
 	outcome Outcome
 	down    bool
 }
@@ -38,7 +38,7 @@ func Up(ctx context.Context, l Lab, log io.Writer) (*Network, error) {
 	if log == nil {
 		log = io.Discard
 	}
-	n := &Network{lab: l, hosts: map[string]*host{}, servers: map[string][]*server{}}
+	n := &Network{lab: l, hosts: map[string]*host{}, servers: map[string][]server{}}
 	if err := n.build(ctx, log); err != nil {
 		return nil, errors.Join(fmt.Errorf("build lab %s: %w", l.Name, err), n.Down())
 	}
@@ -47,7 +47,7 @@ func Up(ctx context.Context, l Lab, log io.Writer) (*Network, error) {
 
 // build runs the steps of Up.
 func (n *Network) build(ctx context.Context, log io.Writer) error {
-	steps := []func(context.Context) error{n.createHosts, n.connect, n.configure, n.settle, n.serve}
+	steps := []func(context.Context) error{n.createHosts, n.connect, n.startSwitches, n.configure, n.settle, n.serve}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -29,10 +30,17 @@ func (n *Network) startService(ctx context.Context, s Service) error {
 	if !ok {
 		return fmt.Errorf("serve on %s: no such host", s.Host)
 	}
-	var listener *net.TCPListener
+	var running server
 	err := enter(h.ns, func() error {
 		var err error
-		listener, err = s.listen(ctx)
+		if s.UDP {
+			running, err = s.serveUDP(ctx)
+			return err
+		}
+		listener, err := s.listen(ctx)
+		if err == nil {
+			running = start(listener, s.Host)
+		}
 		return err
 	})
 	if err != nil {
@@ -40,8 +48,14 @@ func (n *Network) startService(ctx context.Context, s Service) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.servers[s.Host] = append(n.servers[s.Host], start(listener, s.Host))
+	n.servers[s.Host] = append(n.servers[s.Host], running)
 	return nil
+}
+
+// server answers on one socket.
+type server interface {
+	file() (*os.File, error) // a duplicate of the socket
+	stop()                   // closes it, and waits for who answers
 }
 
 // listen opens the service's socket in the calling thread's namespace.
@@ -84,8 +98,8 @@ const (
 	serverWidth    = 256      // connections at once
 )
 
-// server answers on one listener.
-type server struct {
+// tcpServer answers on one listener.
+type tcpServer struct {
 	name     string // that it greets with
 	listener *net.TCPListener
 
@@ -96,14 +110,14 @@ type server struct {
 }
 
 // start begins to answer.
-func start(listener *net.TCPListener, name string) *server {
-	s := &server{name: name, listener: listener, open: map[net.Conn]struct{}{}}
+func start(listener *net.TCPListener, name string) *tcpServer {
+	s := &tcpServer{name: name, listener: listener, open: map[net.Conn]struct{}{}}
 	s.group.Go(s.accept)
 	return s
 }
 
 // accept answers connections until the listener is closed.
-func (s *server) accept() {
+func (s *tcpServer) accept() {
 	for {
 		conn, err := s.listener.Accept()
 		if err != nil {
@@ -121,7 +135,7 @@ func (s *server) accept() {
 }
 
 // keep remembers an open connection, unless there are too many.
-func (s *server) keep(conn net.Conn) bool {
+func (s *tcpServer) keep(conn net.Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped || len(s.open) >= serverWidth {
@@ -132,15 +146,17 @@ func (s *server) keep(conn net.Conn) bool {
 }
 
 // drop closes a connection.
-func (s *server) drop(conn net.Conn) {
+func (s *tcpServer) drop(conn net.Conn) {
 	conn.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.open, conn)
 }
 
+func (s *tcpServer) file() (*os.File, error) { return s.listener.File() }
+
 // stop closes the listener and every connection, and waits for those who answer.
-func (s *server) stop() {
+func (s *tcpServer) stop() {
 	s.listener.Close()
 	s.mu.Lock()
 	s.stopped = true

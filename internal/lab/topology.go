@@ -25,6 +25,8 @@ type Host struct {
 	Routes    []Route
 	Sysctls   []Sysctl // set before the devices are made
 	Chains    []Chain
+	Switch    *Switch  // an Open vSwitch of its own; nil for none
+	Checksums []string // devices by which it sends with checksums of its own
 }
 
 // Port is one end of a cable.
@@ -44,6 +46,7 @@ type Tunnel struct {
 	Device        string
 	VNI           int
 	Local, Remote netip.Addr
+	Port          int // 0: 4789
 }
 
 // Route is a route of a host.
@@ -67,20 +70,24 @@ type Rule struct {
 // Sysctl is a kernel setting of one namespace, by its dotted name.
 type Sysctl struct{ Name, Value string }
 
-// Service is a TCP server that answers from a host.
+// Service is a server that answers from a host.
 type Service struct {
 	Host    string
 	Address netip.AddrPort
 	Dual    bool // an unspecified IPv6 address takes IPv4 too
+	UDP     bool // instead of TCP
 }
 
-// Client makes the lab's connections.
+// Client makes the lab's connections, or asks with datagrams.
 type Client struct {
 	Host     string
 	Server   netip.AddrPort
 	Connects int           // started one after another, 50 ms apart
 	Timeout  time.Duration // of each connect
+	Payload  int           // bytes of the line that is echoed; 0: a short one
 	Abort    bool          // close with a reset, as health checks do
+	UDP      bool          // datagrams, sent again each second, instead of connections
+	Lines    int           // exchanged on each connection; 0: one
 }
 
 // host returns the host of that name.

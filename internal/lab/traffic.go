@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -26,13 +27,26 @@ func (n *Network) Traffic(ctx context.Context) error {
 	outcomes := make([]Outcome, c.Connects)
 	failures := make([]error, c.Connects)
 	var group sync.WaitGroup
+	half := newHalfTime(c.Connects)
+	group.Go(func() {
+		half.players.Wait()
+		pause(ctx, quietTime) // acknowledgements are still on their way
+		n.change(n.lab.Midway)
+		close(half.over)
+	})
 	for i := range c.Connects {
 		group.Go(func() {
+			arrived := sync.OnceFunc(half.players.Done)
+			defer arrived()
 			if !pause(ctx, time.Duration(i)*stagger) {
 				return
 			}
 			failures[i] = enter(h.ns, func() error {
-				outcomes[i] = c.connect(ctx)
+				if c.UDP {
+					outcomes[i] = c.ask(ctx)
+				} else {
+					outcomes[i] = c.connect(ctx, func() { arrived(); <-half.over })
+				}
 				return nil
 			})
 		})
@@ -84,7 +98,8 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 // connect makes one connection in the calling thread's namespace: a line to the server and its echo.
-func (c Client) connect(ctx context.Context) Outcome {
+// Between two lines it calls between.
+func (c Client) connect(ctx context.Context, between func()) Outcome {
 	dialer := net.Dialer{Timeout: c.Timeout}
 	dialer.SetMultipathTCP(false)
 	conn, err := dialer.DialContext(ctx, "tcp", c.Server.String())
@@ -93,18 +108,56 @@ func (c Client) connect(ctx context.Context) Outcome {
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(c.Timeout))
-	const line = "where did my reply go?\n"
-	if _, err := io.WriteString(conn, line); err != nil {
-		return Broken
-	}
-	echo, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil || echo != line {
-		return Broken
+	in := bufio.NewReader(conn)
+	for i := range max(c.Lines, 1) {
+		if i > 0 {
+			between()
+			conn.SetDeadline(time.Now().Add(c.Timeout))
+		}
+		if !c.exchange(conn, in) {
+			return Broken
+		}
 	}
 	if c.Abort {
 		conn.(*net.TCPConn).SetLinger(0)
 	}
 	return Connected
+}
+
+// exchange sends a line and wants it back.
+func (c Client) exchange(conn net.Conn, in *bufio.Reader) bool {
+	line := "where did my reply go?\n"
+	if c.Payload > len(line) {
+		line = strings.Repeat("?", c.Payload-len(line)) + line
+	}
+	if _, err := io.WriteString(conn, line); err != nil {
+		return false
+	}
+	echo, err := in.ReadString('\n')
+	return err == nil && echo == line
+}
+
+// halfTime is when something may happen to the network: between two lines of its
+// connections, once each has its first one back, or has failed.
+type halfTime struct {
+	players sync.WaitGroup // connections that are not there yet
+	over    chan struct{}  // closed when it has happened
+}
+
+func newHalfTime(connections int) *halfTime {
+	h := &halfTime{over: make(chan struct{})}
+	h.players.Add(connections)
+	return h
+}
+
+// quietTime is longer than a delayed acknowledgement (TCP_DELACK_MAX, include/net/tcp.h).
+const quietTime = 500 * time.Millisecond
+
+// change applies changes while traffic runs. One that fails shows in the outcome.
+func (n *Network) change(changes []Change) {
+	for _, c := range changes {
+		_ = c.apply(n)
+	}
 }
 
 // failure tells the outcome of a connect that failed.

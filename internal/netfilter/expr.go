@@ -262,6 +262,8 @@ func (e opaque) run(m *machine) { m.unclear() }
 type opaqueEnd struct {
 	text string
 	sure bool // it always takes the packet, though not to drop it here
+	// queue: it takes the packet for a program, which decides.
+	queue bool
 }
 
 func (e opaqueEnd) run(m *machine) {
@@ -269,7 +271,7 @@ func (e opaqueEnd) run(m *machine) {
 	if e.sure {
 		code = verdictQueue
 	}
-	m.give(verdict{code: code})
+	m.give(verdict{code: code, queue: e.queue})
 }
 
 // rejecting drops and answers with an error.
@@ -281,9 +283,15 @@ type rejecting struct {
 func (e rejecting) run(m *machine) { m.give(verdict{code: verdictDrop, reject: true}) }
 
 // translate is a NAT statement: it accepts.
-type translate struct{ text string }
+type translate struct {
+	text string
+	to   newAddress
+}
 
-func (e translate) run(m *machine) { m.give(verdict{code: verdictAccept}) }
+func (e translate) run(m *machine) {
+	m.translate(e.to)
+	m.give(verdict{code: verdictAccept})
+}
 
 // setMeta writes the mark or another property of the packet.
 type setMeta struct {

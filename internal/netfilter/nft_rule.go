@@ -209,15 +209,15 @@ func decodeStatement(name string, a *attributeValues) expr {
 		return passive{text: name}
 	case "nat":
 		if be32(a[unix.NFTA_NAT_TYPE]) == unix.NFT_NAT_DNAT {
-			return translate{text: "dnat to …"}
+			return translate{text: "dnat to …", to: decodeNAT(a)}
 		}
-		return translate{text: "snat to …"}
+		return translate{text: "snat to …", to: decodeNAT(a)}
 	case "masq":
-		return translate{text: "masquerade"}
+		return translate{text: "masquerade", to: newAddress{kind: Masquerade}}
 	case "redir":
-		return translate{text: "redirect"}
+		return translate{text: "redirect", to: newAddress{kind: Redirect, port: a.register(unix.NFTA_REDIR_REG_PROTO_MIN)}}
 	case "queue":
-		return opaqueEnd{text: "queue", sure: true}
+		return opaqueEnd{text: queueText(a), sure: true, queue: true}
 	case "fwd":
 		return opaqueEnd{text: "fwd", sure: true}
 	case "synproxy":

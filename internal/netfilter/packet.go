@@ -66,6 +66,8 @@ type routes interface {
 	reaches(to, from netip.Addr, device, mark uint32) (reached, known bool)
 	// isPort reports whether a device is a port of a bridge.
 	isPort(index uint32) bool
+	// bridgeOf returns the bridge that a device is a port of.
+	bridgeOf(index uint32) (trace.Interface, bool)
 }
 
 // packet is a packet as a base chain of one hook and priority sees it.
@@ -76,6 +78,7 @@ type packet struct {
 	tuple     trace.Tuple
 	flags     trace.TCPFlags
 	in, out   device
+	ports     ports // of a packet that crosses a bridge
 	sourceMAC [6]byte
 	mark      bits
 	conntrack entry
@@ -83,6 +86,7 @@ type packet struct {
 
 	markRead, markWritten bool
 	asked                 trace.Question
+	translations          []Translation // by the NAT rules that the walk came by
 }
 
 // newPacket describes the packet of q at a hook.

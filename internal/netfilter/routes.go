@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/replypath/replypath/pkg/trace"
 )
 
 // kernelRoutes asks the routing tables of the calling thread's namespace.
@@ -117,10 +119,20 @@ func (k *kernelRoutes) reaches(to, from netip.Addr, device, mark uint32) (reache
 
 // isPort reports whether a device is a port of a bridge.
 func (k *kernelRoutes) isPort(index uint32) bool {
+	_, ok := k.bridgeOf(index)
+	return ok
+}
+
+// bridgeOf returns the bridge that a device is a port of.
+func (k *kernelRoutes) bridgeOf(index uint32) (trace.Interface, bool) {
 	l, err := netlink.LinkByIndex(int(index))
 	if err != nil || l.Attrs().MasterIndex == 0 {
-		return false
+		return trace.Interface{}, false
 	}
 	m, err := netlink.LinkByIndex(l.Attrs().MasterIndex)
-	return err == nil && m.Type() == "bridge"
+	if err != nil || m.Type() != "bridge" {
+		return trace.Interface{}, false
+	}
+	a := m.Attrs()
+	return trace.Interface{Device: trace.Device{Index: uint32(a.Index), Name: a.Name}, Kind: "bridge"}, true
 }

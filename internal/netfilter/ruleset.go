@@ -106,6 +106,7 @@ type verdict struct {
 	code   verdictCode
 	chain  string
 	reject bool
+	queue  bool // for a program
 }
 
 // Hook numbers (enum nf_inet_hooks, enum nf_dev_hooks).

@@ -112,7 +112,7 @@ func (e opaque) write(w *writer) {
 
 func (e opaqueEnd) write(w *writer) { passive{e.text}.write(w) }
 
-func (e translate) write(w *writer) { passive(e).write(w) }
+func (e translate) write(w *writer) { passive{text: e.text}.write(w) }
 
 func (e xtMatch) write(w *writer) {
 	text := e.option()

@@ -1,6 +1,7 @@
 package netfilter
 
 import (
+	"encoding/binary"
 	"fmt"
 	"slices"
 
@@ -57,6 +58,15 @@ func logText(a *attributeValues) string {
 		return "log prefix " + quoted(p)
 	}
 	return "log"
+}
+
+// queueText writes a queue statement with its first queue.
+func queueText(a *attributeValues) string {
+	const number, register = 1, 4 // NFTA_QUEUE_NUM, NFTA_QUEUE_SREG_QNUM
+	if v := a[number]; len(v) == 2 && a[register] == nil {
+		return fmt.Sprintf("queue to %d", binary.BigEndian.Uint16(v))
+	}
+	return "queue"
 }
 
 // limitText writes a rate limit.

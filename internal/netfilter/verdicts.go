@@ -13,7 +13,8 @@ var errChanged = errors.New("read netfilter rules: they changed meanwhile")
 
 // Verdicts returns the rules or policies that drop or reject the packet of q,
 // at the first of q.Filters (hooks, most likely first) at which any does. One
-// certain verdict, or several candidates when it cannot be told.
+// certain verdict, or several candidates when it cannot be told. Rules that hand
+// the packet to a program come last.
 //
 // It reads the rules of the network namespace that the calling thread is in. in
 // and out are the devices of q.In and q.Out. An error says what could not be
@@ -50,12 +51,17 @@ func verdictsOnce(q trace.Question, in, out trace.Interface, until time.Time) (f
 	}
 	routes := &kernelRoutes{}
 	in, out = withName(in, q.In), withName(out, q.Out)
+	var queued []trace.FilterVerdict
 	for _, hook := range q.Filters {
-		drops, walkErr := rules.drops(newPacket(q, in, out, hook, routes))
+		drops, walkErr := rules.drops(atHook(q, in, out, hook, routes))
 		err = errors.Join(err, walkErr)
 		certain := len(found) == 0
 		for _, d := range drops {
 			v := d.verdict(hook)
+			if d.queue {
+				queued = append(queued, v)
+				continue
+			}
 			v.Certain = v.Certain && certain
 			found = append(found, v)
 		}
@@ -68,7 +74,7 @@ func verdictsOnce(q trace.Question, in, out trace.Interface, until time.Time) (f
 		found, bridgeErr = rules.bridged(q, in, out, routes)
 		err = errors.Join(err, bridgeErr)
 	}
-	return found, socket != nil && socket.changed, err
+	return append(found, queued...), socket != nil && socket.changed, err
 }
 
 // readRuleset reads what the packet of q may meet.
@@ -99,7 +105,7 @@ func (d drop) verdict(hook trace.NetfilterHook) trace.FilterVerdict {
 	t := d.chain.table
 	v := trace.FilterVerdict{
 		Hook: hook, Backend: t.backend, Family: t.family.String(), Table: t.name, Chain: d.chain.name,
-		Reject: d.reject, Certain: d.certain, Packets: d.counter().packets, Counted: d.counter().counted,
+		Reject: d.reject, Certain: d.certain, Queue: d.queue, Packets: d.counter().packets, Counted: d.counter().counted,
 	}
 	if d.rule == nil {
 		v.Policy, v.Rule = true, "policy drop"
@@ -125,6 +131,9 @@ func withName(i trace.Interface, index uint32) trace.Interface {
 	}
 	return trace.Interface{Device: trace.Device{Index: index, Name: deviceName(index)}}
 }
+
+// DeviceName names a device of the calling thread's namespace; "" when there is none.
+func DeviceName(index uint32) string { return deviceName(index) }
 
 // deviceName names a device of the calling thread's namespace; "" when there is none.
 func deviceName(index uint32) string {

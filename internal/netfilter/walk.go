@@ -23,6 +23,7 @@ type drop struct {
 	rule    *rule // nil: the policy
 	reject  bool
 	certain bool
+	queue   bool // it does not drop, but hands the packet to a program
 }
 
 // counter is the counter of the rule or policy.
@@ -40,6 +41,7 @@ type walker struct {
 	// denied are drops that the rules demand and whose counter says that they
 	// never happened: the rule is misunderstood, or its counter was reset.
 	denied []drop
+	queued []drop // hand-overs to programs
 	steps  int
 	errs   []error
 }
@@ -70,6 +72,7 @@ func (s *ruleset) drops(p *packet) ([]drop, error) {
 		again.add(d.chain, d.rule, d.reject, false)
 	}
 	again.denied = append(again.denied, w.denied...)
+	again.queued = w.queued
 	return again.result(false)
 }
 
@@ -110,6 +113,7 @@ func (w *walker) result(certain bool) ([]drop, error) {
 	for i := range drops {
 		drops[i].certain = drops[i].certain && certain && len(drops) == 1
 	}
+	drops = append(drops, w.queued...)
 	return drops, errors.Join(w.errs...)
 }
 
@@ -164,6 +168,10 @@ func (w *walker) rivals(c *chain, rest []*chain) bool {
 	return len(rival.drops) > 0
 }
 
+// denies reports that a counter shows that the rule or policy did not take the
+// packet. Of a packet that has not come yet no counter can tell.
+func (w *walker) denies(c counter) bool { return !w.packet.asked.Ahead && c.never() }
+
 // settled reports whether the last drop found is sure to happen.
 func (w *walker) settled() bool {
 	return len(w.drops) > 0 && w.drops[len(w.drops)-1].certain
@@ -171,7 +179,7 @@ func (w *walker) settled() bool {
 
 // policy records the drop by a base chain's policy.
 func (w *walker) policy(c *chain, certain bool) {
-	if c.base.never() {
+	if w.denies(c.base.counter) {
 		if certain {
 			w.denied = append(w.denied, drop{chain: c, certain: true})
 		}
@@ -267,13 +275,13 @@ func (w *walker) rule(c *chain, r *rule, s *stay, out *outcome, depth int) {
 
 // take follows a verdict.
 func (w *walker) take(c *chain, r *rule, v result, s *stay, out *outcome, depth int) {
-	if v.truth == no || v.truth == maybe && r.never() {
+	if v.truth == no || v.truth == maybe && w.denies(r.counter) {
 		return // a counter that counted nothing says that the rule did not match
 	}
 	inside := stay{certain: s.certain && v.truth == yes, sure: s.sure && v.truth == yes}
 	switch v.code {
 	case verdictDrop:
-		if r.never() {
+		if w.denies(r.counter) {
 			w.denied = append(w.denied, drop{chain: c, rule: r, reject: v.reject, certain: inside.certain})
 			return
 		}
@@ -281,6 +289,9 @@ func (w *walker) take(c *chain, r *rule, v result, s *stay, out *outcome, depth 
 		out.ended = true
 		s.leave(v.truth)
 	case verdictAccept, verdictStolen, verdictQueue:
+		if v.queue && len(w.queued) < mostCandidates {
+			w.queued = append(w.queued, drop{chain: c, rule: r, certain: inside.certain, queue: true})
+		}
 		out.ended = true
 		s.leave(v.truth)
 	case verdictReturn:

@@ -133,7 +133,7 @@ func TestWalk(t *testing.T) {
 		{"mark", build(false, []rule{list(markIs(0), drops)}), []string{"1!"}},
 		{"queue", build(true, []rule{list(opaqueEnd{text: "queue", sure: true})}), nil},
 		{"unknown target", build(true, []rule{list(opaqueEnd{text: "-j X"})}), []string{"policy"}},
-		{"nat accepts", build(true, []rule{list(translate{"dnat"})}), nil},
+		{"nat accepts", build(true, []rule{list(translate{text: "dnat"})}), nil},
 		{"unknown set", build(true, []rule{list(lookup{from: 8, set: "gone"}, accepts)}), []string{"policy"}},
 	}
 	for _, tt := range tests {

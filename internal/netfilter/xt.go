@@ -2,6 +2,7 @@ package netfilter
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"strings"
 )
@@ -58,6 +59,8 @@ func decodeMatcher(name string, revision uint8, data []byte, is6 bool) matcher {
 		m = x
 	case name == "pkttype" && revision == 0:
 		m = &xtPacketType{kind: r.u32(), invert: r.u32() != 0}
+	case name == "physdev" && revision == 0:
+		m = decodePhysDev(r)
 	case name == "rpfilter" && revision == 0:
 		m = &xtReversePath{flags: r.u8()}
 	default:
@@ -129,9 +132,9 @@ func decodeTarget(name string, revision uint8, data []byte, is6 bool) []expr {
 	case "CONNMARK", "HMARK":
 		return []expr{xtSetMark{unknown: true, name: name}}
 	case "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP":
-		return []expr{translate{text: "-j " + name}}
+		return []expr{translate{text: "-j " + name, to: decodeTargetNAT(name, revision, data, is6)}}
 	case "NFQUEUE":
-		return []expr{opaqueEnd{text: "-j NFQUEUE", sure: true}}
+		return []expr{opaqueEnd{text: fmt.Sprintf("-j NFQUEUE --queue-num %d", r.u16()), sure: true, queue: true}}
 	case "TPROXY", "SYNPROXY":
 		return []expr{opaqueEnd{text: "-j " + name}}
 	case "LOG", "NFLOG", "CT", "NOTRACK", "TCPMSS", "TCPOPTSTRIP", "DSCP", "TOS", "TTL", "HL", "CHECKSUM",

@@ -18,8 +18,9 @@ import (
 type Address struct {
 	Device  trace.Device
 	Prefix  netip.Prefix
-	Up      bool // the device is up, and has a carrier
-	Virtual bool // it shares no link with others: a prefix of one address, or a loopback or dummy device
+	MAC     string // of the device; "" when it has none
+	Up      bool   // the device is up, and has a carrier
+	Virtual bool   // it shares no link with others: a prefix of one address, or a loopback or dummy device
 }
 
 const addressTimeout = 500 * time.Millisecond
@@ -62,6 +63,7 @@ func (r *Reader) Addresses(ns trace.Netns) ([]Address, error) {
 		have := Address{Device: trace.Device{Index: uint32(a.LinkIndex)}, Prefix: netip.PrefixFrom(ip.Unmap(), ones)}
 		if l := devices[a.LinkIndex]; l != nil {
 			have.Device.Name = l.Attrs().Name
+			have.MAC = l.Attrs().HardwareAddr.String()
 			have.Up = l.Attrs().RawFlags&unix.IFF_UP != 0 && l.Attrs().RawFlags&unix.IFF_LOWER_UP != 0
 			have.Virtual = have.Prefix.IsSingleIP() || l.Attrs().Flags&net.FlagLoopback != 0 || l.Type() == "dummy"
 		}
@@ -80,6 +82,11 @@ func (d *Directory) Reachable(limit int) []trace.Netns {
 	}
 	for ns := range d.found.paths {
 		if ns != d.host.Netns {
+			all = append(all, ns)
+		}
+	}
+	for ns := range d.located {
+		if ns != d.host.Netns && d.found.paths[ns] == "" {
 			all = append(all, ns)
 		}
 	}

@@ -103,7 +103,19 @@ func (r *reading) device(ctx context.Context, index uint32) (trace.Interface, er
 	}
 	found.RPFilterAll = all.rpFilter
 	found.RPFilter = max(all.rpFilter, own.rpFilter) // IN_DEV_MAXCONF, include/linux/inetdevice.h
+	found.ARPIgnore = arpIgnore(l.name)
 	return found, nil
+}
+
+// arpIgnore reads a device's effective arp_ignore, which netconf does not tell.
+func arpIgnore(device string) int {
+	ignore := 0
+	for _, name := range []string{"all", device} {
+		if value, err := readSysctl("net/ipv4/conf/" + name + "/arp_ignore"); err == nil {
+			ignore = max(ignore, value)
+		}
+	}
+	return ignore
 }
 
 // netconf reads IP settings, once. A device without IP has none: all zeroes.

@@ -50,6 +50,7 @@ type Directory struct {
 	mu      sync.RWMutex
 	found   found // by the last scan; written with scanning held too
 	entries map[trace.Netns]*entry
+	located map[trace.Netns]string // paths that somebody named
 }
 
 // NewDirectory reads the names that there are now.

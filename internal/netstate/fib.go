@@ -29,6 +29,7 @@ type fib struct {
 	vrf    func(index uint32) link
 	budget int
 	rules  map[uint8][]rule
+	chosen rule // the rule whose table gave the last walk its answer
 }
 
 // rulesOf reads the rules of a family, once, in order of priority.
@@ -112,6 +113,7 @@ func (t *fib) walk(ctx context.Context, f flow) (trace.Lookup, error) {
 		if lookup.Errno == 0 && int32(found.prefix.Bits()) <= r.suppressLength {
 			continue
 		}
+		t.chosen = r
 		return lookup, nil
 	}
 	return miss, nil

@@ -14,6 +14,7 @@ type link struct {
 	up       bool
 	master   uint32
 	vrfTable uint32 // of a VRF device
+	xdp      xdpPrograms
 }
 
 // parseLink reads a struct ifinfomsg with its attributes.
@@ -31,6 +32,8 @@ func parseLink(b []byte) (link, error) {
 			l.name = textOf(value)
 		case unix.IFLA_MASTER:
 			l.master = uint32Of(value)
+		case unix.IFLA_XDP:
+			l.xdp = parseXDP(value)
 		case unix.IFLA_LINKINFO:
 			l.setInfo(value)
 		}

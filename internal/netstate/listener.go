@@ -16,6 +16,7 @@ const (
 	diagSourceGE      = 2
 	diagSourceLE      = 3
 	diagV6Only        = 11 // INET_DIAG_SKV6ONLY
+	tcpClose          = 7  // enum in include/net/tcp_states.h
 	tcpListen         = 10
 )
 

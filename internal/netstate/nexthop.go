@@ -193,8 +193,9 @@ func (r *reading) gatewayRoutes(ctx context.Context, table uint32, found *[]gate
 }
 
 // listeners reads the sockets that listen on a port, in both families: a
-// server that listens on the wrong family only is worth telling.
-func (r *reading) listeners(ctx context.Context, dst netip.AddrPort, from arrival) ([]trace.Listener, error) {
+// server that listens on the wrong family only is worth telling. Of UDP those
+// are the sockets that are bound to it and connected to nobody.
+func (r *reading) listeners(ctx context.Context, protocol trace.Protocol, dst netip.AddrPort, from arrival) ([]trace.Listener, error) {
 	diag, err := dialSocket(unix.NETLINK_SOCK_DIAG, false)
 	if err != nil {
 		return nil, err
@@ -203,7 +204,7 @@ func (r *reading) listeners(ctx context.Context, dst netip.AddrPort, from arriva
 	var found []trace.Listener
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		var bad error
-		err := diag.exchange(ctx, listenerDump(family, dst.Port()), func(b []byte) bool {
+		err := diag.exchange(ctx, listenerDump(protocol, family, dst.Port()), func(b []byte) bool {
 			var l listener
 			if l, bad = parseListener(b); bad != nil {
 				return false

@@ -49,6 +49,9 @@ func (d *Directory) openKnown(ns trace.Netns) (netns.NsHandle, error) {
 	if path := d.found.paths[ns]; path != "" {
 		ways = append(ways, path)
 	}
+	if path := d.located[ns]; path != "" {
+		ways = append(ways, path)
+	}
 	if e := d.entries[ns]; e != nil && e.place.PID != 0 && !e.place.Host {
 		ways = append(ways, d.sources.processPath(e.place.PID))
 	}

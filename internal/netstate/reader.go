@@ -293,11 +293,14 @@ func (r *reading) sections() []section {
 		{"previous hop", r.readPreviousHop},
 		{"gateways", r.readGateways},
 	}
-	if r.q.Packet.Protocol == trace.TCP {
+	if p := r.q.Packet.Protocol; p == trace.TCP || p == trace.UDP {
 		all = append(all, section{"listeners", r.readListeners})
+	}
+	if r.q.Policy {
+		all = append(all, section{"routing rules", r.readPolicy})
 	}
 	if len(r.q.Filters) > 0 && r.filters != nil {
 		all = append(all, section{"filters", r.readFilters})
 	}
-	return all
+	return append(all, r.extraSections()...)
 }

@@ -115,15 +115,26 @@ func neighborDump(family uint8, index uint32) *nl.NetlinkRequest {
 	return request
 }
 
-// listenerDump asks for the TCP sockets of a family that listen on a port
-// (struct inet_diag_req_v2 with a filter program).
-func listenerDump(family uint8, port uint16) *nl.NetlinkRequest {
+// listenerDump asks for the sockets of a family that listen on a port (struct
+// inet_diag_req_v2 with a filter program). Sockets of UDP that are connected to
+// nobody are in state TCP_CLOSE.
+func listenerDump(protocol trace.Protocol, family uint8, port uint16) *nl.NetlinkRequest {
+	state := tcpListen
+	if protocol == trace.UDP {
+		state = tcpClose
+	}
 	request := nl.NewNetlinkRequest(unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
 	header := make(rawMessage, sizeofDiagRequest)
 	header[0] = family
-	header[1] = uint8(trace.TCP)
-	binary.NativeEndian.PutUint32(header[4:], 1<<tcpListen)
+	header[1] = uint8(protocol)
+	binary.NativeEndian.PutUint32(header[4:], 1<<state)
 	request.AddData(header)
+	request.AddData(portFilter(port))
+	return request
+}
+
+// portFilter makes inet_diag tell of sockets with one local port only.
+func portFilter(port uint16) *nl.RtAttr {
 	// Two steps of inet_diag's filter: source port >= port, source port <= port. The port is the "no" field of a
 	// following no-op. Jumps are in bytes from the step; a jump 4 beyond the end rejects (inet_diag_bc_run).
 	var program []byte
@@ -135,6 +146,5 @@ func listenerDump(family uint8, port uint16) *nl.NetlinkRequest {
 	step(diagNop, 0, port)
 	step(diagSourceLE, 8, 12)
 	step(diagNop, 0, port)
-	request.AddData(nl.NewRtAttr(diagFilter, program))
-	return request
+	return nl.NewRtAttr(diagFilter, program)
 }

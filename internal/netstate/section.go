@@ -120,10 +120,10 @@ func (r *reading) readGateways(ctx context.Context, state *trace.HostState) (err
 func (r *reading) readListeners(ctx context.Context, state *trace.HostState) (err error) {
 	from := arrival{device: r.in, vrf: r.vrf.index}
 	if from.vrf != 0 {
-		across, err := readSysctl("net/ipv4/tcp_l3mdev_accept")
+		across, err := readSysctl("net/ipv4/" + r.q.Packet.Protocol.String() + "_l3mdev_accept")
 		from.acrossVRFs = err == nil && across != 0
 	}
-	state.Listeners, err = r.listeners(ctx, r.q.Packet.Dst, from)
+	state.Listeners, err = r.listeners(ctx, r.q.Packet.Protocol, r.q.Packet.Dst, from)
 	return err
 }
 

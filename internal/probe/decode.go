@@ -18,6 +18,7 @@ var errRecord = errors.New("record is not of the event's size")
 const (
 	eventSize     = int(unsafe.Sizeof(dropEvent{}))
 	conntrackSize = int(unsafe.Sizeof(dropEventConntrack{}))
+	tunnelSize    = int(unsafe.Sizeof(dropEventTunnel{}))
 	verdictSize   = int(unsafe.Sizeof(dropEventVerdict{}))
 )
 
@@ -43,30 +44,36 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 	}
 	e := (*dropEvent)(unsafe.Pointer(unsafe.SliceData(raw)))
 	*ev = trace.Event{
-		Time:      d.clock.wall(e.Time),
-		Hook:      trace.Hook(e.Hook),
-		Netns:     trace.Netns(e.Netns),
-		Device:    trace.Device{Index: e.Ifindex, Name: d.name(e.Device)},
-		Tuple:     tuple(&e.Tuple, false),
-		SKB:       e.Skb,
-		Flags:     trace.TCPFlags(e.TcpFlags),
-		Seq:       e.Seq,
-		Ack:       e.Ack,
-		Fragment:  e.Flags&uint8(dropEventFlagEVENT_FRAGMENT) != 0,
-		Inner:     e.Flags&uint8(dropEventFlagEVENT_INNER) != 0,
-		OtherHost: e.Flags&uint8(dropEventFlagEVENT_OTHERHOST) != 0,
-		Unbuilt:   e.Flags&uint8(dropEventFlagEVENT_UNBUILT) != 0,
-		Short:     e.Flags&uint8(dropEventFlagEVENT_SHORT) != 0,
-		HasRoute:  e.Flags&uint8(dropEventFlagEVENT_HAS_ROUTE) != 0,
-		Mark:      e.Mark,
-		SourceMAC: e.SourceMac,
-		InIndex:   e.InIfindex,
-		OutIndex:  e.OutIfindex,
-		OldState:  e.OldState,
-		NewState:  e.NewState,
-		ICMPType:  e.IcmpType,
-		ICMPCode:  e.IcmpCode,
-		Table:     e.Table,
+		Time:          d.clock.wall(e.Time),
+		Hook:          trace.Hook(e.Hook),
+		Netns:         trace.Netns(e.Netns),
+		Device:        trace.Device{Index: e.Ifindex, Name: d.name(e.Device)},
+		Tuple:         tuple(&e.Tuple, false),
+		SKB:           e.Skb,
+		Flags:         trace.TCPFlags(e.TcpFlags),
+		Seq:           e.Seq,
+		Ack:           e.Ack,
+		Fragment:      e.Flags&uint8(dropEventFlagEVENT_FRAGMENT) != 0,
+		Inner:         e.Flags&uint8(dropEventFlagEVENT_INNER) != 0,
+		OtherHost:     e.Flags&uint8(dropEventFlagEVENT_OTHERHOST) != 0,
+		Group:         e.IpFlags&uint8(dropIpFlagIP_FLAG_GROUP) != 0,
+		Unbuilt:       e.Flags&uint8(dropEventFlagEVENT_UNBUILT) != 0,
+		Short:         e.Flags&uint8(dropEventFlagEVENT_SHORT) != 0,
+		HasRoute:      e.Flags&uint8(dropEventFlagEVENT_HAS_ROUTE) != 0,
+		Mark:          e.Mark,
+		SourceMAC:     e.SourceMac,
+		InIndex:       e.InIfindex,
+		OutIndex:      e.OutIfindex,
+		OldState:      e.OldState,
+		NewState:      e.NewState,
+		ICMPType:      e.IcmpType,
+		ICMPCode:      e.IcmpCode,
+		Table:         e.Table,
+		Length:        e.IpLen,
+		ID:            e.IpId,
+		TTL:           e.Ttl,
+		DontFragment:  e.IpFlags&uint8(dropIpFlagIP_FLAG_DF) != 0,
+		MoreFragments: e.IpFlags&uint8(dropIpFlagIP_FLAG_MF) != 0,
 	}
 	ev.Conntrack.Info = e.CtInfo
 	if e.Flags&uint8(dropEventFlagEVENT_HAS_CONNTRACK) != 0 {
@@ -77,10 +84,16 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 		ev.Conntrack.Original = tuple(&c.Conntrack.Original, false)
 		ev.Conntrack.Reply = tuple(&c.Conntrack.Reply, false)
 	}
+	if e.Flags&uint8(dropEventFlagEVENT_TUNNEL) != 0 {
+		if len(raw) < tunnelSize {
+			return errRecord
+		}
+		ev.Carried = carried(&(*dropEventTunnel)(unsafe.Pointer(unsafe.SliceData(raw))).Tunnel)
+	}
 	if e.Pid != 0 {
 		ev.Process = trace.Process{PID: e.Pid, PGID: e.Pgid, Comm: d.name(e.Comm)}
 	}
-	if ev.SKB == 0 || ev.Unbuilt {
+	if ev.SKB == 0 && ev.Hook != trace.HookRouteMiss4 && ev.Hook != trace.HookRouteMiss6 || ev.Unbuilt {
 		// A socket shows the IPv4 addresses of a dual-stack listener in their mapped form.
 		ev.Tuple = tuple(&e.Tuple, true)
 	}

@@ -56,13 +56,15 @@ func TestDecodeDrop(t *testing.T) {
 	e := dropEvent{
 		Hook: uint16(dropHookHOOK_DROP), Netns: 4026531840, Ifindex: 2, Device: device("eth0"), Tuple: tuple4(), TcpFlags: 2,
 		Seq: 7, Symbol: 0xffffffff81000123, Reason: 9, Flags: uint8(dropEventFlagEVENT_HAS_ROUTE), InIfindex: 2, OutIfindex: 3,
+		IpLen: 1500, IpId: 7, Ttl: 63, IpFlags: uint8(dropIpFlagIP_FLAG_DF | dropIpFlagIP_FLAG_GROUP),
 	}
 	var ev trace.Event
 	if err := testDecoder().decode(record(e), &ev); err != nil {
 		t.Fatal(err)
 	}
 	if ev.Tuple != want4 || ev.Reason != "NETFILTER_DROP" || ev.Symbol != "nft_do_chain" || ev.Device != (trace.Device{Index: 2, Name: "eth0"}) ||
-		!ev.HasRoute || ev.Flags != trace.SYN || ev.Netns != 4026531840 || ev.InIndex != 2 || ev.OutIndex != 3 || ev.Conntrack.Known() {
+		!ev.HasRoute || ev.Flags != trace.SYN || ev.Netns != 4026531840 || ev.InIndex != 2 || ev.OutIndex != 3 || ev.Conntrack.Known() ||
+		ev.Length != 1500 || ev.ID != 7 || ev.TTL != 63 || !ev.DontFragment || ev.MoreFragments || !ev.Group {
 		t.Errorf("event = %+v", ev)
 	}
 }

@@ -52,7 +52,11 @@ type dropEvent struct {
 	NfHook     uint8
 	NfFamily   uint8
 	Function   uint8
-	Pad2       uint8
+	Ttl        uint8
+	IpLen      uint32
+	IpId       uint16
+	IpFlags    uint8
+	Pad3       uint8
 }
 
 type dropEventConntrack struct {
@@ -71,7 +75,14 @@ const (
 	dropEventFlagEVENT_INNER         dropEventFlag = 16
 	dropEventFlagEVENT_OTHERHOST     dropEventFlag = 32
 	dropEventFlagEVENT_UNBUILT       dropEventFlag = 64
+	dropEventFlagEVENT_TUNNEL        dropEventFlag = 128
 )
+
+type dropEventTunnel struct {
+	_      structs.HostLayout
+	Base   dropEventConntrack
+	Tunnel dropTunnel
+}
 
 type dropEventVerdict struct {
 	_     structs.HostLayout
@@ -98,6 +109,14 @@ const (
 	dropHookHOOK_VERDICT           dropHook = 13
 )
 
+type dropIpFlag uint32
+
+const (
+	dropIpFlagIP_FLAG_DF    dropIpFlag = 1
+	dropIpFlagIP_FLAG_MF    dropIpFlag = 2
+	dropIpFlagIP_FLAG_GROUP dropIpFlag = 4
+)
+
 type dropLastPacket struct {
 	_        structs.HostLayout
 	Tuple    dropTuple
@@ -116,7 +135,8 @@ type dropLoss uint32
 const (
 	dropLossLOSS_RING_FULL  dropLoss = 0
 	dropLossLOSS_NOT_LINEAR dropLoss = 1
-	dropLossLOSS_MAX        dropLoss = 2
+	dropLossLOSS_UDP_RATE   dropLoss = 2
+	dropLossLOSS_MAX        dropLoss = 3
 )
 
 type dropRefusedPacket struct {
@@ -131,6 +151,26 @@ type dropSymbolName struct {
 	Name [64]int8
 }
 
+type dropTunnel struct {
+	_        structs.HostLayout
+	Packet   dropTuple
+	Seq      uint32
+	Ack      uint32
+	Id       uint32
+	Kind     uint8
+	TcpFlags uint8
+	Pad      [2]uint8
+}
+
+type dropTunnelKind uint32
+
+const (
+	dropTunnelKindTUNNEL_VXLAN  dropTunnelKind = 1
+	dropTunnelKindTUNNEL_GENEVE dropTunnelKind = 2
+	dropTunnelKindTUNNEL_GRE    dropTunnelKind = 3
+	dropTunnelKindTUNNEL_IP     dropTunnelKind = 4
+)
+
 type dropTuple struct {
 	_        structs.HostLayout
 	Saddr    [16]uint8
@@ -142,20 +182,47 @@ type dropTuple struct {
 	Pad      [2]uint8
 }
 
+type dropUdpFlow struct {
+	_         structs.HostLayout
+	Signature uint64
+	Time      uint64
+}
+
+type dropUdpPeer struct {
+	_      structs.HostLayout
+	Addr   [16]uint8
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
+type dropUdpRate struct {
+	_      structs.HostLayout
+	Second uint64
+	Flows  uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	dropMapCarriedPackets = "carried_packets"
 	dropMapEvents         = "events"
 	dropMapLastPackets    = "last_packets"
 	dropMapLosses         = "losses"
 	dropMapRefusedPackets = "refused_packets"
 	dropMapSymbols        = "symbols"
+	dropMapUdpFlows       = "udp_flows"
+	dropMapUdpPeers       = "udp_peers"
+	dropMapUdpRates       = "udp_rates"
 	dropProgTraceDrop     = "trace_drop"
 	dropVarAbiEvent       = "abi_event"
 	dropVarAbiFlag        = "abi_flag"
 	dropVarAbiHook        = "abi_hook"
+	dropVarAbiIpFlag      = "abi_ip_flag"
 	dropVarAbiLoss        = "abi_loss"
+	dropVarAbiTunnel      = "abi_tunnel"
+	dropVarAbiTunnelKind  = "abi_tunnel_kind"
 	dropVarAbiVerdict     = "abi_verdict"
 	dropVarHasDropReason  = "has_drop_reason"
 	dropVarIgnoredReasons = "ignored_reasons"
@@ -212,11 +279,15 @@ type dropProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type dropMapSpecs struct {
+	CarriedPackets *ebpf.MapSpec `ebpf:"carried_packets"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
 	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
+	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
+	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
+	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 }
 
 // dropVariableSpecs contains global variables before they are loaded into the kernel.
@@ -226,7 +297,10 @@ type dropVariableSpecs struct {
 	AbiEvent       *ebpf.VariableSpec `ebpf:"abi_event"`
 	AbiFlag        *ebpf.VariableSpec `ebpf:"abi_flag"`
 	AbiHook        *ebpf.VariableSpec `ebpf:"abi_hook"`
+	AbiIpFlag      *ebpf.VariableSpec `ebpf:"abi_ip_flag"`
 	AbiLoss        *ebpf.VariableSpec `ebpf:"abi_loss"`
+	AbiTunnel      *ebpf.VariableSpec `ebpf:"abi_tunnel"`
+	AbiTunnelKind  *ebpf.VariableSpec `ebpf:"abi_tunnel_kind"`
 	AbiVerdict     *ebpf.VariableSpec `ebpf:"abi_verdict"`
 	HasDropReason  *ebpf.VariableSpec `ebpf:"has_drop_reason"`
 	IgnoredReasons *ebpf.VariableSpec `ebpf:"ignored_reasons"`
@@ -254,20 +328,28 @@ func (o *dropObjects) Close() error {
 //
 // It can be passed to loadDropObjects or ebpf.CollectionSpec.LoadAndAssign.
 type dropMaps struct {
+	CarriedPackets *ebpf.Map `ebpf:"carried_packets"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
 	Losses         *ebpf.Map `ebpf:"losses"`
 	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
 	Symbols        *ebpf.Map `ebpf:"symbols"`
+	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
+	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
+	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 }
 
 func (m *dropMaps) Close() error {
 	return _DropClose(
+		m.CarriedPackets,
 		m.Events,
 		m.LastPackets,
 		m.Losses,
 		m.RefusedPackets,
 		m.Symbols,
+		m.UdpFlows,
+		m.UdpPeers,
+		m.UdpRates,
 	)
 }
 
@@ -278,7 +360,10 @@ type dropVariables struct {
 	AbiEvent       *ebpf.Variable `ebpf:"abi_event"`
 	AbiFlag        *ebpf.Variable `ebpf:"abi_flag"`
 	AbiHook        *ebpf.Variable `ebpf:"abi_hook"`
+	AbiIpFlag      *ebpf.Variable `ebpf:"abi_ip_flag"`
 	AbiLoss        *ebpf.Variable `ebpf:"abi_loss"`
+	AbiTunnel      *ebpf.Variable `ebpf:"abi_tunnel"`
+	AbiTunnelKind  *ebpf.Variable `ebpf:"abi_tunnel_kind"`
 	AbiVerdict     *ebpf.Variable `ebpf:"abi_verdict"`
 	HasDropReason  *ebpf.Variable `ebpf:"has_drop_reason"`
 	IgnoredReasons *ebpf.Variable `ebpf:"ignored_reasons"`

@@ -47,6 +47,26 @@ type icmpSymbolName struct {
 	Name [64]int8
 }
 
+type icmpUdpFlow struct {
+	_         structs.HostLayout
+	Signature uint64
+	Time      uint64
+}
+
+type icmpUdpPeer struct {
+	_      structs.HostLayout
+	Addr   [16]uint8
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
+type icmpUdpRate struct {
+	_      structs.HostLayout
+	Second uint64
+	Flows  uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -56,6 +76,9 @@ const (
 	icmpMapLosses         = "losses"
 	icmpMapRefusedPackets = "refused_packets"
 	icmpMapSymbols        = "symbols"
+	icmpMapUdpFlows       = "udp_flows"
+	icmpMapUdpPeers       = "udp_peers"
+	icmpMapUdpRates       = "udp_rates"
 	icmpProgTraceIcmpSent = "trace_icmp_sent"
 	icmpVarNamesSymbols   = "names_symbols"
 	icmpVarTypedArguments = "typed_arguments"
@@ -115,6 +138,9 @@ type icmpMapSpecs struct {
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
 	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
+	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
+	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
+	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 }
 
 // icmpVariableSpecs contains global variables before they are loaded into the kernel.
@@ -150,6 +176,9 @@ type icmpMaps struct {
 	Losses         *ebpf.Map `ebpf:"losses"`
 	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
 	Symbols        *ebpf.Map `ebpf:"symbols"`
+	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
+	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
+	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 }
 
 func (m *icmpMaps) Close() error {
@@ -159,6 +188,9 @@ func (m *icmpMaps) Close() error {
 		m.Losses,
 		m.RefusedPackets,
 		m.Symbols,
+		m.UdpFlows,
+		m.UdpPeers,
+		m.UdpRates,
 	)
 }
 

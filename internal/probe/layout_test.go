@@ -23,6 +23,8 @@ func TestLayoutOfTheABI(t *testing.T) {
 		"event":           reflect.TypeFor[dropEvent](),
 		"event_conntrack": reflect.TypeFor[dropEventConntrack](),
 		"event_verdict":   reflect.TypeFor[dropEventVerdict](),
+		"event_tunnel":    reflect.TypeFor[dropEventTunnel](),
+		"tunnel":          reflect.TypeFor[dropTunnel](),
 		"conntrack":       reflect.TypeFor[dropConntrack](),
 		"tuple":           reflect.TypeFor[dropTuple](),
 	} {

@@ -47,6 +47,26 @@ type neighborSymbolName struct {
 	Name [64]int8
 }
 
+type neighborUdpFlow struct {
+	_         structs.HostLayout
+	Signature uint64
+	Time      uint64
+}
+
+type neighborUdpPeer struct {
+	_      structs.HostLayout
+	Addr   [16]uint8
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
+type neighborUdpRate struct {
+	_      structs.HostLayout
+	Second uint64
+	Flows  uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -56,6 +76,9 @@ const (
 	neighborMapLosses               = "losses"
 	neighborMapRefusedPackets       = "refused_packets"
 	neighborMapSymbols              = "symbols"
+	neighborMapUdpFlows             = "udp_flows"
+	neighborMapUdpPeers             = "udp_peers"
+	neighborMapUdpRates             = "udp_rates"
 	neighborProgTraceNeighborTimer  = "trace_neighbor_timer"
 	neighborProgTraceNeighborUpdate = "trace_neighbor_update"
 	neighborVarNamesSymbols         = "names_symbols"
@@ -117,6 +140,9 @@ type neighborMapSpecs struct {
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
 	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
+	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
+	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
+	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 }
 
 // neighborVariableSpecs contains global variables before they are loaded into the kernel.
@@ -152,6 +178,9 @@ type neighborMaps struct {
 	Losses         *ebpf.Map `ebpf:"losses"`
 	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
 	Symbols        *ebpf.Map `ebpf:"symbols"`
+	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
+	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
+	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 }
 
 func (m *neighborMaps) Close() error {
@@ -161,6 +190,9 @@ func (m *neighborMaps) Close() error {
 		m.Losses,
 		m.RefusedPackets,
 		m.Symbols,
+		m.UdpFlows,
+		m.UdpPeers,
+		m.UdpRates,
 	)
 }
 

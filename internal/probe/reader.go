@@ -94,6 +94,7 @@ func (p *Probe) EventsByHook() map[trace.Hook]uint64 {
 var LossCauses = [...]string{
 	dropLossLOSS_RING_FULL:  "ring_buffer_full",
 	dropLossLOSS_NOT_LINEAR: "header_not_linear",
+	dropLossLOSS_UDP_RATE:   "udp_flow_not_traced",
 }
 
 // LossUndecoded is the cause of records that user space could not decode.

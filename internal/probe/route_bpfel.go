@@ -47,6 +47,26 @@ type routeSymbolName struct {
 	Name [64]int8
 }
 
+type routeUdpFlow struct {
+	_         structs.HostLayout
+	Signature uint64
+	Time      uint64
+}
+
+type routeUdpPeer struct {
+	_      structs.HostLayout
+	Addr   [16]uint8
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
+type routeUdpRate struct {
+	_      structs.HostLayout
+	Second uint64
+	Flows  uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -56,6 +76,9 @@ const (
 	routeMapLosses           = "losses"
 	routeMapRefusedPackets   = "refused_packets"
 	routeMapSymbols          = "symbols"
+	routeMapUdpFlows         = "udp_flows"
+	routeMapUdpPeers         = "udp_peers"
+	routeMapUdpRates         = "udp_rates"
 	routeProgTraceRouteMiss4 = "trace_route_miss4"
 	routeProgTraceRouteMiss6 = "trace_route_miss6"
 	routeVarNamesSymbols     = "names_symbols"
@@ -117,6 +140,9 @@ type routeMapSpecs struct {
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
 	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
+	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
+	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
+	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 }
 
 // routeVariableSpecs contains global variables before they are loaded into the kernel.
@@ -152,6 +178,9 @@ type routeMaps struct {
 	Losses         *ebpf.Map `ebpf:"losses"`
 	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
 	Symbols        *ebpf.Map `ebpf:"symbols"`
+	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
+	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
+	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 }
 
 func (m *routeMaps) Close() error {
@@ -161,6 +190,9 @@ func (m *routeMaps) Close() error {
 		m.Losses,
 		m.RefusedPackets,
 		m.Symbols,
+		m.UdpFlows,
+		m.UdpPeers,
+		m.UdpRates,
 	)
 }
 

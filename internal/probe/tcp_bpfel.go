@@ -47,6 +47,26 @@ type tcpSymbolName struct {
 	Name [64]int8
 }
 
+type tcpUdpFlow struct {
+	_         structs.HostLayout
+	Signature uint64
+	Time      uint64
+}
+
+type tcpUdpPeer struct {
+	_      structs.HostLayout
+	Addr   [16]uint8
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
+type tcpUdpRate struct {
+	_      structs.HostLayout
+	Second uint64
+	Flows  uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -56,6 +76,9 @@ const (
 	tcpMapLosses                 = "losses"
 	tcpMapRefusedPackets         = "refused_packets"
 	tcpMapSymbols                = "symbols"
+	tcpMapUdpFlows               = "udp_flows"
+	tcpMapUdpPeers               = "udp_peers"
+	tcpMapUdpRates               = "udp_rates"
 	tcpProgTraceResetReceived    = "trace_reset_received"
 	tcpProgTraceResetSent        = "trace_reset_sent"
 	tcpProgTraceRetransmit       = "trace_retransmit"
@@ -124,6 +147,9 @@ type tcpMapSpecs struct {
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
 	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
+	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
+	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
+	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 }
 
 // tcpVariableSpecs contains global variables before they are loaded into the kernel.
@@ -160,6 +186,9 @@ type tcpMaps struct {
 	Losses         *ebpf.Map `ebpf:"losses"`
 	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
 	Symbols        *ebpf.Map `ebpf:"symbols"`
+	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
+	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
+	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 }
 
 func (m *tcpMaps) Close() error {
@@ -169,6 +198,9 @@ func (m *tcpMaps) Close() error {
 		m.Losses,
 		m.RefusedPackets,
 		m.Symbols,
+		m.UdpFlows,
+		m.UdpPeers,
+		m.UdpRates,
 	)
 }
 

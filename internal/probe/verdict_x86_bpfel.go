@@ -64,6 +64,26 @@ type verdictSymbolName struct {
 	Name [64]int8
 }
 
+type verdictUdpFlow struct {
+	_         structs.HostLayout
+	Signature uint64
+	Time      uint64
+}
+
+type verdictUdpPeer struct {
+	_      structs.HostLayout
+	Addr   [16]uint8
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
+type verdictUdpRate struct {
+	_      structs.HostLayout
+	Second uint64
+	Flows  uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -74,6 +94,9 @@ const (
 	verdictMapLosses          = "losses"
 	verdictMapRefusedPackets  = "refused_packets"
 	verdictMapSymbols         = "symbols"
+	verdictMapUdpFlows        = "udp_flows"
+	verdictMapUdpPeers        = "udp_peers"
+	verdictMapUdpRates        = "udp_rates"
 	verdictMapUnderWay        = "under_way"
 	verdictProgExitConntrack  = "exit_conntrack"
 	verdictProgExitHookSlow   = "exit_hook_slow"
@@ -151,6 +174,9 @@ type verdictMapSpecs struct {
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
 	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
+	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
+	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
+	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UnderWay       *ebpf.MapSpec `ebpf:"under_way"`
 }
 
@@ -192,6 +218,9 @@ type verdictMaps struct {
 	Losses         *ebpf.Map `ebpf:"losses"`
 	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
 	Symbols        *ebpf.Map `ebpf:"symbols"`
+	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
+	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
+	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UnderWay       *ebpf.Map `ebpf:"under_way"`
 }
 
@@ -203,6 +232,9 @@ func (m *verdictMaps) Close() error {
 		m.Losses,
 		m.RefusedPackets,
 		m.Symbols,
+		m.UdpFlows,
+		m.UdpPeers,
+		m.UdpRates,
 		m.UnderWay,
 	)
 }

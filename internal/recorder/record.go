@@ -98,10 +98,29 @@ func (r *record) merge(f *trace.Finding) {
 	r.bytes += recordBytes(r)
 }
 
+// replaceLatest puts evidence in the place of the latest of its series, unless that is the first.
+func replaceLatest(kept []trace.Evidence, e trace.Evidence) bool {
+	first := true
+	for i := range kept {
+		switch {
+		case e.Series == "" || kept[i].Series != e.Series:
+		case first:
+			first = false
+		default:
+			kept[i] = e
+			return true
+		}
+	}
+	return false
+}
+
 // addEvidence keeps the first and the latest.
 func (r *record) addEvidence(evidence []trace.Evidence) {
 	kept := r.finding.Evidence
 	for _, e := range evidence {
+		if replaceLatest(kept, e) {
+			continue
+		}
 		if slices.ContainsFunc(kept, func(k trace.Evidence) bool { return k.Text == e.Text && k.Time.Equal(e.Time) }) {
 			continue
 		}

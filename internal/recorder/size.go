@@ -49,7 +49,7 @@ func findingBytes(f *trace.Finding) int {
 		bytes += len(s)
 	}
 	for i := range f.Evidence {
-		bytes += len(f.Evidence[i].Text)
+		bytes += len(f.Evidence[i].Text) + len(f.Evidence[i].Series)
 	}
 	return bytes
 }

@@ -90,11 +90,18 @@ func outcome(f *tracev1.Finding) string {
 		return what + " NOTE"
 	case f.GetSeverity() != "error":
 		return what + " AT RISK"
+	case refusals[f.GetId()] && foretold(f):
+		return what + " WOULD BE REFUSED"
 	case refusals[f.GetId()]:
 		return what + " REFUSED"
+	case foretold(f):
+		return what + " WOULD BE LOST"
 	}
 	return what + " LOST"
 }
+
+// foretold reports whether nobody has met the fault: it is what would happen.
+func foretold(f *tracev1.Finding) bool { return f.GetCount() == 0 }
 
 // weight is id, confidence and how often in which time.
 func weight(f *tracev1.Finding) []string {
@@ -144,7 +151,7 @@ func (t Text) requestLine(f *tracev1.Finding, p *tracev1.Path) []word {
 	if c := p.GetProcess(); c.GetComm() != "" {
 		notes = append(notes, fmt.Sprintf("from %s, pid %d", c.GetComm(), c.GetPid()))
 	}
-	if f.GetDirection() == tracev1.Direction_REPLY && len(ws) > 0 {
+	if f.GetDirection() == tracev1.Direction_REPLY && len(ws) > 0 && !foretold(f) {
 		notes = append(notes, "delivered")
 	}
 	return append(ws, noted(notes)...)
@@ -156,6 +163,8 @@ func (t Text) replyLine(f *tracev1.Finding, p *tracev1.Path) []word {
 	case len(ws) == 0 && f.GetId() == "port-not-listening": // a reset is no hop, but it was sent
 		at := f.GetWhere()
 		return append([]word{unbroken(bold, way{trim: t.Trim}.box(at.GetNetns(), at.GetNetnsInode(), at.GetWorkload()))}, words(plain, "RST")...)
+	case len(ws) == 0 && foretold(f):
+		return words(dim, "none is sent yet")
 	case len(ws) == 0:
 		return words(dim, "none seen")
 	}

@@ -60,8 +60,11 @@ func (w way) hopWord(h *tracev1.Hop, arrow bool) word {
 	if arrow {
 		drawn = append(drawn, styled(dim, "-> "))
 	}
-	if h.GetInDevice() != "" {
+	switch {
+	case h.GetInDevice() != "":
 		drawn = append(drawn, styled(plain, h.GetInDevice()+" "))
+	case arrow: // it came in by no device: in a tunnel that was not seen, as a switch in user space has them
+		drawn = append(drawn, styled(dim, "(tunnel) -> "))
 	}
 	drawn = append(drawn, styled(bold, w.box(h.GetNetns(), h.GetNetnsInode(), h.GetWorkload())))
 	if h.GetOutDevice() != "" {

@@ -11,6 +11,9 @@ import (
 // Path returns one line for a path that has no finding.
 func (t Text) Path(p *tracev1.Path) string {
 	mark, state, s := "+", "ANSWERED", green
+	if p.GetLastSeen() == nil {
+		return t.foretoldPath(p)
+	}
 	switch {
 	case !p.GetAnswered() && p.GetReset_():
 		mark, state, s = "!", "REFUSED", yellow
@@ -24,6 +27,12 @@ func (t Text) Path(p *tracev1.Path) string {
 	b.WriteString(t.paint(dim, Escape("  "+t.requestTold(p)+"; "+t.replyTold(p))))
 	b.WriteByte('\n')
 	return b.String()
+}
+
+// foretoldPath is the line for a path that nothing has gone yet.
+func (t Text) foretoldPath(p *tracev1.Path) string {
+	return t.paint(green, "+ WOULD GO ") + "  " + Escape(tuple(p.GetProtocol(), p.GetClient(), p.GetServer())) +
+		t.paint(dim, Escape("  "+t.requestTold(p)+"; "+t.replyTold(p))) + "\n"
 }
 
 func (t Text) requestTold(p *tracev1.Path) string {

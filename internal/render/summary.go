@@ -38,7 +38,7 @@ func verdict(s *tracev1.Summary, atLeast bool) (string, style) {
 	case s.GetPaths() == 0 && s.GetVerdict() == "incomplete":
 		return "Nothing to explain: no matching connection was seen, but not everything was seen.", yellow
 	case s.GetPaths() == 0:
-		return "Nothing to explain: no matching connection was seen (TCP alone is traced so far).", yellow
+		return "Nothing to explain: no matching connection was seen (TCP and UDP are traced).", yellow
 	case s.GetVerdict() == "ok":
 		return fmt.Sprintf("No fault found in %s.", paths), green
 	}

@@ -5,12 +5,18 @@ type Symptom uint8
 
 // The symptoms.
 const (
-	SymptomDrop    Symptom = iota + 1 // the kernel dropped a packet of the exchange
-	SymptomSilence                    // a connection request came in, and nothing went out
-	SymptomRefused                    // a connection request was answered with a reset, as no socket took it
-	SymptomLoop                       // a packet's hop limit ran out
-	SymptomDeaf                       // a host that is there does not answer for its address
-	SymptomStray                      // a host sent a request back where it came from, and no answer came
+	SymptomDrop         Symptom = iota + 1 // the kernel dropped a packet of the exchange
+	SymptomSilence                         // a connection request came in, and nothing went out
+	SymptomRefused                         // a connection request was answered with a reset, as no socket took it
+	SymptomLoop                            // a packet's hop limit ran out
+	SymptomDeaf                            // a host that is there does not answer for its address
+	SymptomTooBig                          // packets too big for a device go on being sent, or the ICMP error about them was dropped
+	SymptomStray                           // a host sent a request back where it came from, and no answer came
+	SymptomAstray                          // a host sent a reply to a router that has no way to the client
+	SymptomAsked                           // nothing yet: somebody says that this host is to answer for the packet's destination
+	SymptomMisaddressed                    // an answer came back with another source than the one that was asked
+	SymptomVanished                        // an answer left a host, nobody saw it again, and the request was repeated
+	SymptomUnmatched                       // a packet of a live connection came to a host that does not know it
 )
 
 // String returns the symptom's name.
@@ -26,8 +32,20 @@ func (s Symptom) String() string {
 		return "loop"
 	case SymptomDeaf:
 		return "deaf"
+	case SymptomTooBig:
+		return "too big"
 	case SymptomStray:
 		return "stray"
+	case SymptomAstray:
+		return "astray"
+	case SymptomAsked:
+		return "asked"
+	case SymptomMisaddressed:
+		return "misaddressed"
+	case SymptomVanished:
+		return "vanished"
+	case SymptomUnmatched:
+		return "unmatched"
 	}
 	return "unknown"
 }
@@ -44,7 +62,15 @@ type Case struct {
 	Miss Event
 	// Rejected: an ICMP error or a reset was sent for this very packet.
 	Rejected bool
+	// TooBig is the ICMP error that said that a packet of the path is too big, where it was sent; zero when none was seen.
+	TooBig Event
+	// TooBigPlace is the namespace that sent it.
+	TooBigPlace Place
 	// Verdict is what netfilter itself said of the packet that it dropped, where the kernel lets it be asked.
 	Verdict Verdict
 	Place   Place // the namespace
+	// Asked: nothing has happened. The case is what would, says the state of the hosts.
+	Asked bool
+	// Suspect says that the symptom showed elsewhere, and that this host is looked at first.
+	Suspect bool
 }

@@ -86,7 +86,9 @@ type Event struct {
 	Short     bool   // the packet ends within its transport header
 	Inner     bool   // the packet is an ICMP error; Tuple, Flags, Seq and Ack are those of the packet it is about
 	Unbuilt   bool   // dropped by the socket that made it, before it had an IP header
+	Group     bool   // addressed to a broadcast or multicast MAC
 	OtherHost bool   // addressed to another MAC: bridged, or flooded here
+	TTL       uint8  // IPv4 time to live, IPv6 hop limit; 0: not told
 	Mark      uint32 // skb->mark, or the lookup's flowi_mark
 	SourceMAC [6]byte
 	InIndex   uint32 // skb->skb_iif: device that it came in by; 0 when it was made here
@@ -108,8 +110,26 @@ type Event struct {
 
 	ICMPType, ICMPCode uint8 // ICMP error sent; Tuple is the packet that it complains about
 
+	Length        uint32 // bytes from the IP header on; a GSO packet's is more than its device's MTU
+	ID            uint16 // of IPv4: what fragments of one datagram have in common
+	DontFragment  bool
+	MoreFragments bool
+	Carried       Carried // by a dropped packet of a tunnel: Tuple is the outer packet's
+
 	Verdict Verdict // of netfilter; there is no tuple then, SKB tells which packet
 }
+
+// Carried is the packet that a packet of a tunnel carries. The zero value means none.
+type Carried struct {
+	Kind     string // of the tunnel, by its header: "vxlan", "geneve", "gre", "ip"
+	ID       uint32 // VNI, or GRE's key
+	Tuple    Tuple
+	Flags    TCPFlags
+	Seq, Ack uint32
+}
+
+// Known reports whether there is one.
+func (c Carried) Known() bool { return c.Kind != "" }
 
 // Verdict is what the kernel itself said when netfilter dropped a packet: not
 // inferred from rules. The zero value means that it was not asked, or not allowed to tell.

@@ -81,6 +81,9 @@ type Where struct {
 type Evidence struct {
 	Time time.Time
 	Text string
+	// Series: of what says the same thing again and again with another number,
+	// only the first and the latest are of interest; "" for what stands alone.
+	Series string
 }
 
 // Finding is a diagnosed fault. One fault is one finding, however many

@@ -20,8 +20,13 @@ type Hop struct {
 	In    Device // where it came in; zero when it was made here
 	Out   Device // where it left; zero when it was not seen to leave
 	Tuple Tuple  // as seen here, after this host's NAT where it left
-	First time.Time
-	Count uint32 // packets of the handshake seen here, retransmissions included
+	// Arrived is the tuple with which it came in, before this host's NAT; invalid when it was made here.
+	Arrived Tuple
+	Rounds  uint32 // how many times one packet came by again, with fewer hops left to live: it circles
+	Bridged bool   // it was addressed to another MAC: a bridge sent it on
+	Mark    uint32 // skb->mark: as it came in, or where it was made here as it left
+	First   time.Time
+	Count   uint32 // packets of the handshake seen here, retransmissions included
 }
 
 // Path is one exchange joined across the namespaces of a node: the hops of the

@@ -12,14 +12,22 @@ type Question struct {
 	Place     Place
 	Packet    Tuple
 	Flags     TCPFlags
-	In        uint32 // ifindex by which the packet came in; 0: made here
-	Arrived   uint32 // ifindex by which it was seen to come in: below In where that is a VRF; 0: unknown
-	Out       uint32 // ifindex by which it was to leave; 0: unknown
+	Direction Direction // of the packet
+	In        uint32    // ifindex by which the packet came in; 0: made here
+	Arrived   uint32    // ifindex by which it was seen to come in: below In where that is a VRF; 0: unknown
+	Out       uint32    // ifindex by which it was to leave; 0: unknown
 	Mark      uint32
 	SourceMAC [6]byte
 	NextHop   netip.Addr      // neighbour to look at; invalid: the one that the route names
 	Filters   []NetfilterHook // hooks at which a filter dropped the packet, most likely first; nil: rules are not read
 	Conntrack Conntrack
+	Attached  uint32    // ifindex of the device whose tc filters and XDP programs are listed; 0: none
+	Tracked   Conntrack // the entry that the packet would have if its connection were known: what would the filters do then?
+	Limits    bool      // the state of connection tracking is read
+	Receivers bool      // the sockets that take the packet are looked for
+	Tunnels   bool      // the tunnel devices are listed
+	Ahead     bool      // the packet has not come yet: what counters say is no evidence
+	Policy    bool      // HostState.Policy is wanted
 }
 
 // HostState is what one namespace said, at one time, in answer to a Question.
@@ -36,7 +44,7 @@ type HostState struct {
 
 	NextHop Neighbor // neighbour of the onward route, or Question.NextHop
 
-	Listeners []Listener // TCP sockets that listen on the packet's destination port
+	Listeners []Listener // sockets of the packet's protocol that listen on its destination port
 	// PreviousHop is the neighbour whose MAC the packet came from; invalid when it is not known.
 	PreviousHop netip.Addr
 	// Gateways are the gateways of the routes that this host has, in its main table, best first.
@@ -54,6 +62,13 @@ type HostState struct {
 	NextHopOwner  Place
 	NextHopDevice Device
 
+	// Policy is what the routing rules make of the packet, where Question.Policy asks.
+	Policy Policy
+	// Circle are the hosts that the packet circles through, in its order.
+	Circle []Turn
+	// Contest is who else claims the packet's destination on the link that it came by.
+	Contest Contest
+
 	// ReplyFilters are the rules or policies that would drop the answer to the packet at the same hook.
 	ReplyFilters []FilterVerdict
 
@@ -64,10 +79,61 @@ type HostState struct {
 	ForwardingAll bool // IPv4: conf/all/forwarding (ip_forward); a device may still have it off
 
 	Unread []string // what could not be read, and why
+
+	Attachments []Attachment   // what may drop at the device Question.Attached
+	Tracking    ConntrackState // with Question.Limits
+	Sockets     []Socket       // with Question.Receivers: those that take the packet
+	Tunnels     []Tunnel       // with Question.Tunnels: this namespace's
+	FarTunnels  []FarTunnel    // those of the linked namespaces, where the diagnosis depends on them
+	// Tracked says that IfTracked was asked: the rules that would drop the packet
+	// if conntrack knew its connection.
+	Tracked   bool
+	IfTracked []FilterVerdict
 }
 
 // Asked reports whether the namespace could be asked at all.
 func (s *HostState) Asked() bool { return s.Onward.Done }
+
+// ConntrackState is how full the table of connection tracking is.
+type ConntrackState struct {
+	Known      bool
+	Count, Max int    // nf_conntrack_count of the namespace, and nf_conntrack_max
+	Drops      uint64 // packets dropped for want of an entry, since the namespace is there
+	Invalid    uint64 // packets that belong to no connection
+}
+
+// Full reports whether a new connection finds no room, or hardly any.
+func (c ConntrackState) Full() bool { return c.Known && c.Max > 0 && c.Count >= c.Max-c.Max/20 }
+
+// Socket is one that receives: its buffer, and who owns it.
+type Socket struct {
+	Protocol Protocol
+	Local    netip.AddrPort // unspecified address: all
+	Remote   netip.AddrPort // invalid: not connected
+	Used     uint32         // bytes of the receive buffer in use
+	Buffer   uint32         // its size: twice what SO_RCVBUF asked for
+	Drops    uint32         // packets that found it full
+	Inode    uint64
+	Process  Process // one that has it open; zero when not known
+}
+
+// Tunnel is a device that wraps packets into others.
+type Tunnel struct {
+	Device        Device
+	Kind          string // as ip-link(8) says: "vxlan", "geneve", "ipip", "gre", …
+	ID            uint32 // VNI, or key
+	External      bool   // whoever sends chooses ID and addresses (collect metadata)
+	Local, Remote netip.Addr
+	Port          uint16 // UDP destination port; 0: none
+	Up            bool
+}
+
+// FarTunnel is a tunnel of another namespace.
+type FarTunnel struct {
+	Place Place
+	Tunnel
+	Addrs []netip.Addr // of that namespace
+}
 
 // Owner is a namespace that has an address.
 type Owner struct {
@@ -84,6 +150,7 @@ type Interface struct {
 	Up          bool
 	RPFilter    int // effective: max(conf/all, conf/DEV); 0 off, 1 strict, 2 loose; IPv6 has none
 	RPFilterAll int // conf/all/rp_filter
+	ARPIgnore   int // effective: max(conf/all, conf/DEV); 0: the host answers for all its addresses on all its devices
 }
 
 // Lookup is the kernel's answer to one route lookup.
@@ -120,7 +187,7 @@ type Neighbor struct {
 	MAC    string
 }
 
-// Listener is a listening TCP socket.
+// Listener is a listening TCP socket, or a UDP socket that is connected to nobody.
 type Listener struct {
 	Addr    netip.AddrPort // unspecified address: all
 	Matches bool           // it would take the packet if the packet's destination were local
@@ -165,4 +232,12 @@ type FilterVerdict struct {
 	Packets uint64 // its counter, where it has one
 	Counted bool   // it has a counter
 	Certain bool   // every match on the way was understood and fits the packet
+
+	// Queue: it hands the packet to a program (NFQUEUE), which may drop it, or not be there.
+	Queue bool
+	// Traced: netfilter's own tracing said that this one dropped the packet, or one like it.
+	Traced bool
+	// Earlier is what the counter said when it was first read, at EarlierAt; zero when this is the first time.
+	Earlier   uint64
+	EarlierAt time.Time
 }

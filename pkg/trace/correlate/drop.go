@@ -12,6 +12,10 @@ const dataDrops = 3
 
 // addDrop opens a case when the dropped packet mattered.
 func (t *Table) addDrop(ev *trace.Event) {
+	if ev.Inner && isTooBig(ev) && isLost(ev) {
+		t.addTooBigDrop(ev)
+		return
+	}
 	if ev.Inner || ev.OtherHost && !isBridgeDrop(ev) {
 		return
 	}
@@ -31,14 +35,17 @@ func (t *Table) addDrop(ev *trace.Event) {
 }
 
 // isBridgeDrop reports the one drop of a packet to another MAC that is on its
-// way: by a bridge's own filter. All others drop what was flooded here. Where
+// way: by a bridge's own filter, or a program or filter of tc or XDP at its port.
+// All others drop what was flooded here. Where
 // the kernel gives no reason (before 5.17; early in the bridge also later), the function tells.
 func isBridgeDrop(ev *trace.Event) bool {
 	switch ev.Reason {
-	case "NETFILTER_DROP":
+	case "NETFILTER_DROP", "XDP", "TC_INGRESS", "TC_EGRESS":
 		return true
 	case "", "NOT_SPECIFIED":
-		return strings.HasPrefix(ev.Symbol, "nf_hook_slow") || strings.HasPrefix(ev.Symbol, "nft_do_chain") ||
+		return isBeforeArrival(ev) || strings.HasPrefix(ev.Symbol, "do_xdp_generic") || strings.HasPrefix(ev.Symbol, "netif_receive_generic_xdp") ||
+			strings.HasPrefix(ev.Symbol, "__netif_receive_skb_core") || strings.HasPrefix(ev.Symbol, "__dev_queue_xmit") ||
+			strings.HasPrefix(ev.Symbol, "nf_hook_slow") || strings.HasPrefix(ev.Symbol, "nft_do_chain") ||
 			strings.HasPrefix(ev.Symbol, "br_handle_frame") || strings.HasPrefix(ev.Symbol, "br_nf_")
 	}
 	return false
@@ -50,12 +57,18 @@ func (t *Table) addDataDrop(ev *trace.Event) {
 	if ev.Flags.Has(trace.RST) {
 		return
 	}
-	p, d := t.findTuple(ev.Netns, ev.Tuple)
+	t.addPacketDrop(ev, ev)
+}
+
+// addPacketDrop follows the drop of a packet after the handshake. The packet is
+// the one dropped, or the one that it carried.
+func (t *Table) addPacketDrop(packet, ev *trace.Event) {
+	p, d := t.findTuple(ev.Netns, packet.Tuple)
 	if p == nil {
-		if ev.Flags.Has(trace.FIN) {
+		if packet.Flags.Has(trace.FIN) {
 			return // the rest of a connection that is gone
 		}
-		p, d = t.adopt(ev)
+		p, d = t.adopt(packet)
 	}
 	if p.closed {
 		return
@@ -68,19 +81,23 @@ func (t *Table) addDataDrop(ev *trace.Event) {
 	}
 }
 
-func (t *Table) addHandshakeDrop(ev *trace.Event) {
-	d, seq, request := trace.Request, ev.Seq, ev.Tuple
-	if ev.Flags.IsSYNACK() {
-		d, seq, request = trace.Reply, ev.Ack-1, ev.Tuple.Reverse()
+func (t *Table) addHandshakeDrop(ev *trace.Event) { t.addHandshakePacketDrop(ev, ev) }
+
+// addHandshakePacketDrop follows the drop of a SYN or SYN-ACK: the packet is the
+// one dropped, or the one that it carried.
+func (t *Table) addHandshakePacketDrop(packet, ev *trace.Event) {
+	d, seq, request := trace.Request, packet.Seq, packet.Tuple
+	if packet.Flags.IsSYNACK() {
+		d, seq, request = trace.Reply, packet.Ack-1, packet.Tuple.Reverse()
 	}
-	p := t.findSeq(seq, d, request, ev)
+	p := t.findSeq(seq, d, request, packet)
 	if p == nil {
-		p = t.create(seq, request, ev)
+		p = t.create(seq, request, packet)
 		if d == trace.Request && ev.InIndex == 0 {
 			p.process = t.connects.find(ev.Netns, p.server, trace.Process{})
 		}
 	}
-	t.touch(p, request, ev)
+	t.touch(p, request, packet)
 	p.settle(ev.Netns)
 	p.dropAt(d, ev)
 	t.open(p, trace.SymptomDrop, d, ev)
@@ -105,14 +122,23 @@ func (p *path) dropAt(d trace.Direction, ev *trace.Event) {
 		return
 	}
 	h := hop{netns: ev.Netns, tuple: ev.Tuple, first: ev.Time, at: ev.Time, count: 1}
-	if ev.InIndex != 0 {
+	switch {
+	case ev.InIndex != 0:
 		h.in = ev.Device
 		h.in.Index, h.port = ev.InIndex, ev.InIndex
+	case isBeforeArrival(ev):
+		h.in, h.port = ev.Device, ev.Device.Index
 	}
 	*hops = append(*hops, h)
 	if d == trace.Request && len(p.request) == 1 {
 		p.requests = 1
 	}
+}
+
+// isBeforeArrival reports a drop by an XDP program that a driver runs: the packet
+// came in, but was not received yet.
+func isBeforeArrival(ev *trace.Event) bool {
+	return strings.HasPrefix(ev.Symbol, "veth_xdp_rcv") || strings.HasPrefix(ev.Symbol, "veth_poll")
 }
 
 // isOwnBusiness reports drops by which TCP keeps its own house: duplicates,

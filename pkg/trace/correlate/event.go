@@ -15,7 +15,25 @@ func (t *Table) Add(ev *trace.Event) {
 		t.verdicts.add(ev)
 		return
 	}
-	if ev.Tuple.Protocol != trace.TCP || !ev.Tuple.IsValid() || ev.Fragment || ev.Short && !ev.Inner || isGroup(ev.Tuple.Dst.Addr()) {
+	if ev.Carried.Known() {
+		t.addTunnelDrop(ev)
+		return
+	}
+	if ev.Hook == trace.HookDrop && isRouteQuery(ev) {
+		return
+	}
+	if ev.Fragment && ev.Hook == trace.HookDrop {
+		t.addFragmentDrop(ev)
+		return
+	}
+	if ev.Tuple.Protocol != trace.TCP && ev.Tuple.Protocol != trace.UDP || !ev.Tuple.IsValid() || ev.Fragment || ev.Short && !ev.Inner || isGroup(ev.Tuple.Dst.Addr()) {
+		return
+	}
+	if ev.Group {
+		return
+	}
+	if ev.Tuple.Protocol == trace.UDP {
+		t.addUDP(ev)
 		return
 	}
 	switch ev.Hook {
@@ -109,9 +127,10 @@ func (t *Table) addRequest(ev *trace.Event) {
 	if h == nil {
 		return
 	}
-	if h == &p.request[0] {
+	if h == &p.request[0] && h.rounds == 0 {
 		t.countRequest(p, h, ev)
 	}
+	t.watchCircle(p, trace.Request, h, ev)
 	if ev.OtherHost {
 		return // bridged, or flooded here: not this host's to answer
 	}
@@ -124,12 +143,11 @@ func (t *Table) addRequest(ev *trace.Event) {
 }
 
 // countRequest counts a SYN where it was first seen. One that is sent again
-// because no answer came, though a host on the way had sent it back by the device
-// that it came by, opens a case.
+// because no answer came may open a case.
 func (t *Table) countRequest(p *path, h *hop, ev *trace.Event) {
 	p.requests = h.count
-	if p.requests > 1 && !p.answered && !p.reset && p.turnsBack() {
-		t.open(p, trace.SymptomStray, trace.Request, ev)
+	if p.requests > 1 {
+		t.watchRepeated(p, ev)
 	}
 }
 
@@ -157,7 +175,12 @@ func (t *Table) addReply(ev *trace.Event) {
 		p.settle(ev.Netns)
 		p.depart(trace.Reply, ev)
 	} else {
-		p.arrive(trace.Reply, ev)
+		t.watchCircle(p, trace.Reply, p.arrive(trace.Reply, ev), ev)
+	}
+	if p.isAstray(ev) {
+		astray := *ev
+		p.astray, p.unwanted = &astray, ev.Tuple.Reverse()
+		return
 	}
 	if !p.answered && p.isBack(ev) {
 		p.answered = true
@@ -178,11 +201,18 @@ func (p *path) isBack(ev *trace.Event) bool {
 
 // addReset follows a RST: the answer to a SYN, or the end of a connection.
 func (t *Table) addReset(ev *trace.Event) {
+	if ev.Hook == trace.HookTransmit {
+		t.watchUnmatched(ev)
+	}
 	p, _ := t.handshake(ev)
 	if p == nil {
 		if p, _ = t.findTuple(ev.Netns, ev.Tuple); p == nil {
 			return
 		}
+	}
+	if ev.Tuple == p.unwanted && !p.answered {
+		t.refuseAstray(p) // the client still waits for the right answer
+		return
 	}
 	if ev.Hook == trace.HookTransmit {
 		p.settle(ev.Netns)
@@ -293,8 +323,15 @@ func (t *Table) addICMPError(ev *trace.Event) {
 	if !p.reject(ev) {
 		return // sent on for a namespace above
 	}
-	if isTimeExceeded(ev) {
+	switch {
+	case isTimeExceeded(ev):
+		if ev.Time.Sub(p.circled) < roundAge {
+			return
+		}
+		p.circled = ev.Time
 		t.open(p, trace.SymptomLoop, d, ev)
+	case isTooBig(ev):
+		t.addTooBig(p, d, ev)
 	}
 }
 

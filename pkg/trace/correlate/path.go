@@ -40,7 +40,18 @@ type path struct {
 	untaken        *trace.Event // SYN dropped where sockets are looked for, without a reason
 	refused        uint64       // packet that was refused last
 	refusedAt      time.Time
-	element        *list.Element // in Table.recent
+	astray         *trace.Event     // an answer that came back from elsewhere than the request went to
+	unwanted       trace.Tuple      // of the reset that refuses it
+	circled        time.Time        // when a case about its circling was opened last
+	sources        []netip.AddrPort // its entries in Table.sources
+	element        *list.Element    // in Table.recent
+	tooBig         *tooBig          // nil while nobody has said so
+
+	// UDP alone.
+	clientKey clientKey     // where the client's socket is; zero when that was not seen
+	opened    trace.Symptom // of the case that was opened last, its namespace and time
+	openedIn  trace.Netns
+	openedAt  time.Time
 }
 
 // rejection is an ICMP error or reset that a namespace made because of a packet of the path.
@@ -73,12 +84,17 @@ type hop struct {
 	mark      uint32
 	otherHost bool
 	pending   bool // came in, and has not left yet
+	arrived   trace.Tuple
+	left      time.Time // latest departure
+	ttl       uint8     // of the latest arrival
+	rounds    uint32    // how often the packet that came in last had been here before
 }
 
 // related reports whether a packet in direction d can belong to the path; tuple
 // is its own in request direction. A request must be one that was seen, or be
-// tied to one by conntrack, or be the same packet after a NAT. A reply may also
-// come from elsewhere than the request went to, or go elsewhere than it came from.
+// tied to one by conntrack, or be the same packet after a NAT, or be the same
+// request behind a switch that translates in user space. A reply may also come
+// from elsewhere than the request went to, or go elsewhere than it came from.
 func (p *path) related(d trace.Direction, t trace.Tuple, ev *trace.Event) bool {
 	samePacket := ev.SKB != 0 && ev.SKB == p.skb && ev.Time.Sub(p.last) < packetAge
 	for _, known := range p.tuples {
@@ -88,12 +104,23 @@ func (p *path) related(d trace.Direction, t trace.Tuple, ev *trace.Event) bool {
 		if (samePacket || d == trace.Reply) && (known.Src == t.Src || known.Dst == t.Dst) {
 			return true
 		}
+		if d == trace.Request && known.Src == t.Src && p.wentOnFrom(ev.Netns) {
+			return true
+		}
 		if c := ev.Conntrack; c.Known() && (c.Original == known || c.Reply.Reverse() == known ||
 			c.Original.Reverse() == known || c.Reply == known) {
 			return true
 		}
 	}
 	return false
+}
+
+// wentOnFrom reports whether a request that is seen in a namespace can be the
+// path's own, sent on with another destination as a new packet (Open vSwitch's
+// userspace datapath does so): by number and sender it is the same. Where the
+// path begins it is another, as scanners send them, with one number for all ports.
+func (p *path) wentOnFrom(ns trace.Netns) bool {
+	return len(p.request) > 0 && p.request[0].netns != ns
 }
 
 // packetAge is how long an skb's address means the same packet, at least while it stays on its way.
@@ -129,7 +156,10 @@ func (p *path) arrive(d trace.Direction, ev *trace.Event) *hop {
 		*hops = append(*hops, hop{netns: ev.Netns, in: ev.Device, port: ev.Device.Index, first: ev.Time})
 		h = &(*hops)[len(*hops)-1]
 	}
-	h.count++
+	if !h.comesAround(ev) {
+		h.count++
+	}
+	h.arrived = ev.Tuple
 	h.at, h.skb, h.mac, h.mark = ev.Time, ev.SKB, ev.SourceMAC, ev.Mark
 	h.tuple = ev.Tuple
 	h.otherHost = ev.OtherHost
@@ -169,7 +199,9 @@ func (p *path) depart(d trace.Direction, ev *trace.Event) *hop {
 	if h.in.Index == 0 {
 		h.count++
 		h.at = ev.Time
+		h.mark = ev.Mark
 	}
+	h.left = ev.Time
 	if h.out.Index == 0 {
 		h.out = ev.Device
 	}
@@ -179,20 +211,23 @@ func (p *path) depart(d trace.Direction, ev *trace.Event) *hop {
 }
 
 // findDeparture returns the hop that a leaving packet belongs to: where the same
-// packet came in, else the namespace's latest.
+// packet came in last, else the namespace's latest.
 func findDeparture(hops []hop, ev *trace.Event) *hop {
-	var latest *hop
+	var latest, entered *hop
 	for i := range hops {
 		h := &hops[i]
 		if h.netns != ev.Netns {
 			continue
 		}
-		if h.skb == ev.SKB && h.in.Index != 0 {
-			return h
+		if h.skb == ev.SKB && h.in.Index != 0 && (entered == nil || h.at.After(entered.at)) {
+			entered = h
 		}
 		if latest == nil || h.at.After(latest.at) {
 			latest = h
 		}
+	}
+	if entered != nil {
+		return entered
 	}
 	return latest
 }
@@ -231,8 +266,12 @@ func (p *path) isEnd(h *hop) bool {
 func (p *path) arrival(d trace.Direction, h *hop) trace.Event {
 	ev := trace.Event{
 		Time: h.at, Hook: trace.HookReceive, Netns: h.netns, Device: h.in, Tuple: h.tuple, SKB: h.skb,
-		SourceMAC: h.mac, Mark: h.mark, InIndex: h.in.Index, Flags: trace.SYN, Seq: p.seq,
+		SourceMAC: h.mac, Mark: h.mark, InIndex: h.in.Index,
 	}
+	if p.protocol == trace.UDP {
+		return ev
+	}
+	ev.Flags, ev.Seq = trace.SYN, p.seq
 	if d == trace.Reply {
 		ev.Flags, ev.Seq, ev.Ack = trace.SYN|trace.ACK, 0, p.seq+1
 	}
@@ -259,6 +298,7 @@ func snapshotHops(hops []hop, place func(trace.Netns, time.Time) trace.Place) []
 		}
 		out = append(out, trace.Hop{
 			Place: place(h.netns, h.first), In: h.in, Out: h.out, Tuple: h.tuple, First: h.first, Count: h.count,
+			Arrived: h.arrived, Rounds: h.rounds, Mark: h.mark, Bridged: h.otherHost,
 		})
 	}
 	return out

@@ -58,15 +58,19 @@ type Table struct {
 	cfg      Config
 	bySeq    map[uint32]*path
 	tuples   map[tupleKey]*path
+	sources  sources
 	recent   *list.List // of *path, most recently active first
 	waits    []waiting
 	closings []closing
 	connects connects
 	verdicts verdicts
-	advanced time.Time
-	cases    []trace.Case
-	done     []trace.Path
-	evicted  uint64
+	udp      udpPaths
+
+	fragments fragments
+	advanced  time.Time
+	cases     []trace.Case
+	done      []trace.Path
+	evicted   uint64
 	// tellsICMP: this kernel has the hook icmp_send, so IPv4's errors need not be seen as packets.
 	tellsICMP bool
 }
@@ -75,10 +79,12 @@ type Table struct {
 func New(cfg Config) *Table {
 	cfg.setDefaults()
 	return &Table{
-		cfg:    cfg,
-		bySeq:  make(map[uint32]*path),
-		tuples: make(map[tupleKey]*path),
-		recent: list.New(),
+		cfg:     cfg,
+		bySeq:   make(map[uint32]*path),
+		tuples:  make(map[tupleKey]*path),
+		sources: make(sources),
+		recent:  list.New(),
+		udp:     newUDPPaths(),
 	}
 }
 
@@ -144,7 +150,7 @@ func (t *Table) checkSilence(w waiting) {
 		return
 	}
 	h := &p.request[w.hop]
-	if !h.pending || !h.at.Equal(w.at) || !p.isEnd(h) || p.replied.After(h.at) {
+	if !h.pending || !h.at.Equal(w.at) && p.protocol == trace.TCP || !p.isEnd(h) || p.replied.After(h.at) {
 		return // answered, here or where a redirect that no device showed has taken it
 	}
 	h.pending = false
@@ -170,8 +176,11 @@ func (t *Table) open(p *path, s trace.Symptom, d trace.Direction, ev *trace.Even
 	if r := p.rejection; r.netns == ev.Netns && ev.Time.Sub(r.at) < rejectionAge {
 		c.Rejected = true
 	}
+	if p.tooBig != nil {
+		c.TooBig, c.TooBigPlace = p.tooBig.ev, t.cfg.Place(p.tooBig.ev.Netns, p.tooBig.ev.Time)
+	}
 	p.changed = true
-	if mayBeNetfilter(ev) && s == trace.SymptomDrop {
+	if mayBeNetfilter(ev) && (s == trace.SymptomDrop || s == trace.SymptomTooBig) {
 		t.verdicts.hold(c)
 		return
 	}
@@ -224,7 +233,7 @@ func (t *Table) makeRoom() {
 		}
 	}
 	p := t.recent.Back().Value.(*path)
-	if !p.answered && !p.reset {
+	if !p.answered && !p.reset && p.protocol == trace.TCP {
 		t.evicted++
 	}
 	t.remove(p)
@@ -254,6 +263,7 @@ func (t *Table) touch(p *path, tuple trace.Tuple, ev *trace.Event) {
 	}
 	p.changed = true
 	p.addTuple(tuple)
+	t.sources.add(p, tuple.Src)
 	t.recent.MoveToFront(p.element)
 	k := tupleKey{ev.Netns, tuple}
 	if t.tuples[k] == p || len(p.keys) >= maxHops {
@@ -268,8 +278,11 @@ func (t *Table) remove(p *path) {
 		return
 	}
 	t.handOut(p)
+	t.udp.forget(p)
+	t.fragments.forget(p)
 	t.recent.Remove(p.element)
 	p.element = nil
+	t.sources.remove(p)
 	for _, k := range p.keys {
 		if t.tuples[k] == p {
 			delete(t.tuples, k)
@@ -296,7 +309,7 @@ func (t *Table) remove(p *path) {
 // direction d with this tuple (in request direction) can be of it.
 func (t *Table) findSeq(seq uint32, d trace.Direction, tuple trace.Tuple, ev *trace.Event) *path {
 	for p := t.bySeq[seq]; p != nil; p = p.next {
-		if p.related(d, tuple, ev) {
+		if p.protocol == tuple.Protocol && p.related(d, tuple, ev) {
 			return p
 		}
 	}

@@ -15,8 +15,12 @@ func seen(c *trace.Case) []trace.Evidence {
 		out = append(out, trace.Evidence{Time: t, Text: fmt.Sprintf(format, args...)})
 	}
 	ev := &c.Event
-	if a := &c.Arrival; a.Hook == trace.HookReceive {
-		add(a.Time, "%s %s -> %s came in on %s of %s", a.Flags, a.Tuple.Src, a.Tuple.Dst, a.Device.Name, name(c.Place))
+	if c.Asked {
+		add(ev.Time, "asked before there is traffic: what would %s do with the %s %s -> %s%s?", name(c.Place), packetName(ev), ev.Tuple.Src, ev.Tuple.Dst, comingBy(c))
+		return out
+	}
+	if a := &c.Arrival; a.Hook == trace.HookReceive && !ev.Carried.Known() {
+		add(a.Time, "%s %s -> %s came in on %s of %s", packetName(a), a.Tuple.Src, a.Tuple.Dst, a.Device.Name, name(c.Place))
 	}
 	if m := &c.Miss; m.Hook != trace.HookUnknown {
 		add(m.Time, "route lookup %s -> %s failed in %s (%s, table %s)", m.Tuple.Src.Addr(), m.Tuple.Dst.Addr(),
@@ -31,10 +35,25 @@ func seen(c *trace.Case) []trace.Evidence {
 	case trace.SymptomSilence:
 		add(ev.Time, "no answer left %s within 200ms", name(c.Place))
 	case trace.SymptomRefused:
-		add(ev.Time, "%s answered with a reset: no socket took the SYN", name(c.Place))
+		answer := "a reset"
+		if ev.Tuple.Protocol == trace.UDP {
+			answer = "ICMP port unreachable"
+		}
+		add(ev.Time, "%s answered with %s: no socket took the %s", name(c.Place), answer, packetName(ev))
 	case trace.SymptomDeaf:
 		add(ev.Time, "%s has %s on %s, and did not answer ARP requests from %s", name(c.Place), ev.Tuple.Dst.Addr(), ev.Device.Name, ev.Tuple.Src.Addr())
+	case trace.SymptomAstray:
+		add(ev.Time, "%s sent the SYN-ACK %s -> %s by %s", name(c.Place), ev.Tuple.Src, ev.Tuple.Dst, ev.Device.Name)
+	case trace.SymptomMisaddressed:
+		add(ev.Time, "the answer came back as %s -> %s, and the client had asked %s", ev.Tuple.Src, ev.Tuple.Dst, c.Path.Server)
+	case trace.SymptomVanished:
+		add(ev.Time, "the answer %s -> %s left %s by %s and was lost", ev.Tuple.Src, ev.Tuple.Dst, name(c.Place), ev.Device.Name)
+	case trace.SymptomUnmatched:
+		add(ev.Time, "a packet of the live connection was refused with a reset: nobody knew it by the addresses that it came with")
 	case trace.SymptomLoop:
+		if n := len(Circle(c)); n > 0 {
+			add(ev.Time, "the same packet came by again and again, with %d hops left to live", ev.TTL)
+		}
 		if ev.ICMPType != 0 {
 			add(ev.Time, "the packet's hop limit ran out (ICMP time exceeded)")
 		}
@@ -42,9 +61,34 @@ func seen(c *trace.Case) []trace.Evidence {
 	return out
 }
 
+// comingBy tells by which device the packet would come in.
+func comingBy(c *trace.Case) string {
+	switch {
+	case c.Event.InIndex == 0:
+		return ""
+	case c.Arrival.Device.Name != "":
+		return ", in by " + c.Arrival.Device.Name
+	}
+	return fmt.Sprintf(", in by device %d", c.Event.InIndex)
+}
+
+// tense chooses the words for what happened, or would happen.
+func tense(c *trace.Case, happened, would string) string {
+	if c.Asked {
+		return would
+	}
+	return happened
+}
+
 func packetName(ev *trace.Event) string {
-	if ev.Flags.IsSYN() || ev.Flags.IsSYNACK() {
+	switch {
+	case ev.Carried.Known():
+		return fmt.Sprintf("tunnel packet (%s) with the %s", ev.Carried.Kind, carriedName(&ev.Carried))
+	case ev.Flags.IsSYN() || ev.Flags.IsSYNACK():
 		return ev.Flags.String()
+	}
+	if ev.Tuple.Protocol == trace.UDP {
+		return "datagram"
 	}
 	return "packet"
 }

@@ -56,6 +56,27 @@ func request(s trace.Symptom, t trace.Tuple) trace.Case {
 	return c
 }
 
+// udp4 is a question by UDP.
+var udp4 = func() trace.Tuple {
+	t := tuple("198.51.100.7:41822", "203.0.113.80:53")
+	t.Protocol = trace.UDP
+	return t
+}()
+
+// tooBig is a case about an ICMP error that says that a packet is too big.
+func tooBig(hook trace.Hook) trace.Case {
+	c := request(trace.SymptomTooBig, vip4)
+	c.Event.Hook, c.Event.Inner, c.Event.ICMPType, c.Event.ICMPCode, c.Event.Reason = hook, true, 3, 4, "NETFILTER_DROP"
+	return c
+}
+
+// fragment is a case about a later fragment of a datagram that was dropped.
+func fragment(reason string) trace.Case {
+	c := dropped(udp4, reason, "x")
+	c.Event.Fragment = true
+	return c
+}
+
 func dropped(t trace.Tuple, reason, symbol string) trace.Case {
 	c := request(trace.SymptomDrop, t)
 	c.Event.Reason, c.Event.Symbol = reason, symbol
@@ -274,6 +295,18 @@ func TestExplain(t *testing.T) {
 			"rp-filter-drop", trace.Reply, trace.Likely, "ip netns exec be sysctl -w net.ipv4.conf.eth0.rp_filter=2"},
 		{"a next hop that does not answer for another cause", deaf(),
 			trace.HostState{In: trace.Interface{Device: eth0, RPFilter: 1}, Back: found}, "", 0, 0, ""},
+		// MTU and fragments
+		{"an ICMP error about the MTU, dropped", tooBig(trace.HookDrop), trace.HostState{Onward: found}, "mtu-blackhole", trace.Request, trace.Certain, "# accept icmp type destination-unreachable icmp code frag-needed (nft) in be"},
+		{"an ICMP error about the MTU, not heeded", tooBig(trace.HookICMPSent), trace.HostState{Onward: found}, "mtu-blackhole", trace.Request, trace.Likely, "# let ICMP"},
+		{"a later fragment, dropped by a filter", fragment("NETFILTER_DROP"), trace.HostState{Onward: found}, "fragment-drop", trace.Request, trace.Certain, "# accept fragments in be"},
+		{"a later fragment, dropped by something", fragment("TC_INGRESS"), trace.HostState{Onward: found}, "fragment-drop", trace.Request, trace.Likely, "# send datagrams that fit"},
+		{"fragments that never became whole", dropped(udp4, "FRAG_REASM_TIMEOUT", "ip_expire"), trace.HostState{Onward: found}, "fragment-drop", trace.Request, trace.Likely, "# find where"},
+		{"a first fragment, dropped by its port", func() trace.Case {
+			c := dropped(udp4, "NETFILTER_DROP", "nft_do_chain")
+			c.Event.MoreFragments = true
+			return c
+		}(), trace.HostState{Filters: []trace.FilterVerdict{rule(true)}}, "netfilter-drop", trace.Request, trace.Certain, "ip netns exec be nft insert rule inet filter fwd handle 9 ip daddr 203.0.113.80 udp dport 53 accept"},
+
 		// netfilter
 		{"a rule", dropped(vip4, "NETFILTER_DROP", "nft_do_chain"), trace.HostState{Filters: []trace.FilterVerdict{rule(true)}},
 			"netfilter-drop", trace.Request, trace.Certain, "ip netns exec be nft insert rule inet filter fwd handle 9 ip daddr 203.0.113.80 tcp dport 80 accept"},
@@ -345,7 +378,7 @@ func TestExplain(t *testing.T) {
 		})
 	}
 	for _, r := range Rules() {
-		if !explained[r.ID] {
+		if !explained[r.ID] && !explainedElsewhere[r.ID] && !shapes[r.ID] { // shapes have TestExplainShape
 			t.Errorf("rule %s has no case", r.ID)
 		}
 	}

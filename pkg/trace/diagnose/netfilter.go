@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/replypath/replypath/pkg/trace"
@@ -12,7 +13,9 @@ var netfilterDrop = Rule{
 	Title:    "a rule or chain policy dropped it: hook, table, chain, rule if it can be told",
 	Severity: trace.Error,
 	Doc: "The kernel says that netfilter dropped the packet (reason NETFILTER_DROP); the hook follows from the packet's route. The rules of the namespace (nftables, iptables-nft, " +
-		"iptables-legacy) are then walked for this packet, and the rule or chain policy that drops it is named; where a match cannot be judged from outside, the candidates are.",
+		"iptables-legacy) are then walked for this packet, and the rule or chain policy that drops it is named; where a match cannot be judged from outside, the candidates are. What a rule's counter says, and how it moved since it was first read, is told as evidence. " +
+		"Packets that cross a bridge are judged by the rules of family bridge and, with br_netfilter, by those of their protocol. A rule that queues packets for a program that does not take them is named too. " +
+		"`--trace-rules` has nftables itself say which rule it was.",
 	explain: func(c *trace.Case, s *trace.HostState) *explanation {
 		if c.Symptom != trace.SymptomDrop || !isNetfilterDrop(c) || isRerouted(c, s) {
 			return nil
@@ -23,7 +26,7 @@ var netfilterDrop = Rule{
 		if isFlooded(c, s) {
 			return nil
 		}
-		return explainFilter(c, s, "dropped")
+		return explainFilter(c, s, tense(c, "dropped", "would drop"))
 	},
 }
 
@@ -36,24 +39,31 @@ var netfilterReject = Rule{
 		if c.Symptom != trace.SymptomDrop || !isNetfilterDrop(c) {
 			return nil
 		}
-		if !c.Rejected && !isReject(judgedFilters(c.Verdict, s.Filters)) {
+		if !c.Rejected && !isReject(judgedFilters(c, s.Filters)) {
 			return nil
 		}
-		return explainFilter(c, s, "rejected")
+		return explainFilter(c, s, tense(c, "rejected", "would reject"))
 	},
 }
 
 func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation {
 	ev := &c.Event
 	here := name(c.Place)
-	filters := judgedFilters(c.Verdict, s.Filters)
+	filters := judgedFilters(c, s.Filters)
 	hook := netfilterHooks(c)[0]
 	if len(filters) > 0 && filters[0].Hook != "" {
 		hook = filters[0].Hook
 	}
 	e := &explanation{confidence: trace.Certain, device: filterDevice(c, s), hook: string(hook)}
 	for i := range filters {
-		e.evidence = append(e.evidence, state(s, "%s%s", showVerdict(&filters[i]), showCounter(&filters[i])))
+		line := state(s, "%s%s", showVerdict(&filters[i]), showCounter(&filters[i]))
+		if filters[i].Counted {
+			line.Series = "counter " + faultOf(&filters[i])
+		}
+		e.evidence = append(e.evidence, line)
+	}
+	if len(filters) == 1 && filters[0].Traced {
+		e.evidence = append(e.evidence, state(s, "nftables' own trace: %s dropped it", showShort(&filters[0])))
 	}
 	what := fmt.Sprintf("%s %s -> %s", packetName(ev), ev.Tuple.Src, ev.Tuple.Dst)
 	switch len(filters) {
@@ -64,10 +74,14 @@ func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation 
 		e.summary = fmt.Sprintf("%s %s the %s in %s", showShort(v), verb, packetName(ev), here)
 		e.cause = fmt.Sprintf("%s %s the %s at hook %s in %s.", capital(showVerdict(v)), verb, what, hook, here)
 		if !v.Certain {
-			e.cause += " Not every match of the rule can be judged from outside."
+			e.cause += " Not every match of the rule can be judged from outside, but no other rule or policy that is loaded there would."
 		}
 		e.fault = faultOf(v)
 		e.fix = []string{acceptBefore(c, v)}
+		if v.Queue {
+			explainQueue(e, c, v)
+			break
+		}
 		if len(s.ReplyFilters) > 0 {
 			e.cause += fmt.Sprintf(" The answer would meet %s.", showShort(&s.ReplyFilters[0]))
 			e.fix = append(e.fix, acceptBefore(answer(c), &s.ReplyFilters[0]))
@@ -89,8 +103,11 @@ func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation 
 
 // judgedFilters are the rules and policies that can have given the kernel's own
 // verdict; all of them where it gave none, or one that fits none.
-func judgedFilters(v trace.Verdict, all []trace.FilterVerdict) []trace.FilterVerdict {
-	if v.Table == "" {
+func judgedFilters(c *trace.Case, all []trace.FilterVerdict) []trace.FilterVerdict {
+	queued := isQueueDrop(&c.Event)
+	all = slices.DeleteFunc(slices.Clone(all), func(f trace.FilterVerdict) bool { return f.Queue != queued })
+	v := c.Verdict
+	if v.Table == "" || queued {
 		return all
 	}
 	var fit []trace.FilterVerdict
@@ -124,13 +141,6 @@ func explainUnseenFilter(e *explanation, c *trace.Case, s *trace.HostState, verb
 		e.fault = hook + " " + v.Table
 		e.fix = []string{"# " + at(c.Place, "%s-save -t %s -c", iptablesTool(ev.Tuple, "iptables-legacy"), quote(v.Table)) + "   # look for what handles this packet"}
 		e.verify = []string{at(c.Place, "%s -t %s -nvL", iptablesTool(ev.Tuple, "iptables-legacy"), quote(v.Table))}
-	case trace.ByConntrack:
-		e.summary = fmt.Sprintf("connection tracking %s the %s in %s (hook %s)", verb, packetName(ev), here, hook)
-		e.cause = fmt.Sprintf("Connection tracking itself, and no rule, %s the %s at hook %s in %s: it does so when its table is full.", verb, what, hook, here)
-		e.fault = hook + " conntrack"
-		e.fix = []string{"# " + at(c.Place, "sysctl net.netfilter.nf_conntrack_max") + "   # raise it if net.netfilter.nf_conntrack_count has reached it"}
-		e.verify = []string{at(c.Place, "sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max")}
-		return
 	default:
 		e.confidence = trace.Likely
 	}
@@ -229,10 +239,15 @@ func showVerdict(v *trace.FilterVerdict) string {
 
 // showCounter is what a rule or policy has counted.
 func showCounter(v *trace.FilterVerdict) string {
-	if !v.Counted {
+	switch {
+	case !v.Counted:
 		return ""
+	case v.EarlierAt.IsZero() || v.Packets < v.Earlier:
+		return fmt.Sprintf("; its counter says %d packets", v.Packets)
+	case v.Packets == v.Earlier:
+		return fmt.Sprintf("; its counter still says %d packets, as at %s", v.Packets, v.EarlierAt.UTC().Format("15:04:05.000"))
 	}
-	return fmt.Sprintf("; its counter says %d packets", v.Packets)
+	return fmt.Sprintf("; its counter went from %d to %d packets since %s", v.Earlier, v.Packets, v.EarlierAt.UTC().Format("15:04:05.000"))
 }
 
 func capital(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
@@ -246,9 +261,9 @@ func acceptBefore(c *trace.Case, v *trace.FilterVerdict) string {
 		if t.Is6() {
 			family = "ip6"
 		}
-		match := fmt.Sprintf("%s daddr %s tcp dport %d", family, t.Dst.Addr(), t.Dst.Port())
+		match := fmt.Sprintf("%s daddr %s %s dport %d", family, t.Dst.Addr(), t.Protocol, t.Dst.Port())
 		if c.Direction == trace.Reply {
-			match = fmt.Sprintf("%s saddr %s tcp sport %d", family, t.Src.Addr(), t.Src.Port())
+			match = fmt.Sprintf("%s saddr %s %s sport %d", family, t.Src.Addr(), t.Protocol, t.Src.Port())
 			if isTracked(c) {
 				match += " ct state established"
 			}
@@ -260,9 +275,9 @@ func acceptBefore(c *trace.Case, v *trace.FilterVerdict) string {
 		return at(c.Place, "nft insert rule %s handle %d %s accept", where, v.Handle, match) + note
 	}
 	tool := iptablesTool(t, v.Backend)
-	match := fmt.Sprintf("-p tcp -d %s --dport %d", t.Dst.Addr(), t.Dst.Port())
+	match := fmt.Sprintf("-p %s -d %s --dport %d", t.Protocol, t.Dst.Addr(), t.Dst.Port())
 	if c.Direction == trace.Reply {
-		match = fmt.Sprintf("-p tcp -s %s --sport %d", t.Src.Addr(), t.Src.Port())
+		match = fmt.Sprintf("-p %s -s %s --sport %d", t.Protocol, t.Src.Addr(), t.Src.Port())
 		if isTracked(c) {
 			match += " -m conntrack --ctstate ESTABLISHED"
 		}

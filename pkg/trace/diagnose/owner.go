@@ -37,6 +37,7 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 	vip, here := c.Event.Tuple.Dst, name(c.Place)
 	listens := hasListener(s)
 	switch {
+	case c.Symptom == trace.SymptomAsked:
 	case wasLetGo(c):
 		if !listens || hasOwnRoute(s) || livesElsewhere(s) {
 			return nil
@@ -50,12 +51,18 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 		confidence: trace.Likely,
 		device:     c.Arrival.Device.Name,
 		summary:    fmt.Sprintf("%s does not own %s, to which the request was sent", here, vip.Addr()),
-		cause:      fmt.Sprintf("The request for %s reached %s, but %s is not one of its addresses.", vip, here, vip.Addr()),
+		cause:      fmt.Sprintf("The request for %s "+tense(c, "reached", "comes to")+" %s, but %s is not one of its addresses.", vip, here, vip.Addr()),
 		fix:        []string{at(c.Place, "%s addr add %s dev lo", ipCommand(vip.Addr()), host(vip.Addr())) + fmt.Sprintf("   # if %s is to serve it; else send the traffic to its owner", here)},
 		verify:     []string{at(c.Place, "%s route get %s", ipCommand(vip.Addr()), vip.Addr()) + "   # must say local"},
 		evidence:   []trace.Evidence{state(s, "%s is not local in %s", vip.Addr(), here)},
 	}
-	if s.Forwarding && !listens {
+	if c.Asked {
+		e.summary = fmt.Sprintf("%s does not own %s, with which it is to answer", here, vip.Addr())
+		for _, o := range s.Owners {
+			e.cause += fmt.Sprintf(" %s has it.", name(o.Place))
+		}
+	}
+	if s.Forwarding && !listens && c.Symptom != trace.SymptomAsked {
 		e.confidence = trace.Possible // it may as well be a router without a route
 		e.summary = fmt.Sprintf("%s has no route to %s, and does not own it", here, vip.Addr())
 		e.fix[0] = "# " + e.fix[0]
@@ -63,7 +70,9 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 	if listens {
 		// What it sent on by another device, and died there, may have come through a
 		// gateway that serves the same port itself.
-		if passed := wasLetGo(c) && c.Event.ICMPType == 0 && s.Onward.Device.Index != s.In.Index; !passed {
+		h := requestAt(&c.Path, c.Place.Netns)
+		circles := c.Event.ICMPType != 0 || h != nil && h.Rounds > 0
+		if passed := wasLetGo(c) && !circles && s.Onward.Device.Index != s.In.Index; !passed {
 			e.confidence = trace.Certain
 		}
 		e.cause += fmt.Sprintf(" A socket here listens on port %d and would take it.", vip.Port())
@@ -176,7 +185,7 @@ func explainForwardingDisabled(c *trace.Case, s *trace.HostState) *explanation {
 		confidence: trace.Certain,
 		device:     dev,
 		summary:    fmt.Sprintf("%s must forward the %s to %s, and forwarding is off", here, what, dst),
-		cause: fmt.Sprintf("The %s for %s came to %s by %s. It is not for this host, and its route leads on by %s, but %s is 0.",
+		cause: fmt.Sprintf("The %s for %s "+tense(c, "came", "comes")+" to %s by %s. It is not for this host, and its route leads on by %s, but %s is 0.",
 			what, dst, here, dev, s.Onward.Device.Name, key),
 		fix:      []string{at(c.Place, "sysctl -w %s=1", key)},
 		verify:   []string{at(c.Place, "sysctl %s", key)},

@@ -13,7 +13,8 @@ func Question(c *trace.Case) (trace.Question, bool) {
 	ev := &c.Event
 	q := trace.Question{
 		Place: c.Place, Packet: ev.Tuple, Flags: ev.Flags, In: ev.InIndex, Out: ev.OutIndex, Mark: ev.Mark,
-		SourceMAC: c.Arrival.SourceMAC, Conntrack: ev.Conntrack, Arrived: c.Arrival.Device.Index,
+		Direction: c.Direction, SourceMAC: c.Arrival.SourceMAC, Conntrack: ev.Conntrack, Arrived: c.Arrival.Device.Index,
+		Ahead: c.Asked,
 	}
 	switch c.Symptom {
 	case trace.SymptomSilence:
@@ -25,12 +26,31 @@ func Question(c *trace.Case) (trace.Question, bool) {
 			q.Packet = back.Reverse()
 		}
 		return q, true
-	case trace.SymptomRefused, trace.SymptomLoop, trace.SymptomDeaf:
+	case trace.SymptomRefused, trace.SymptomLoop, trace.SymptomDeaf, trace.SymptomAstray, trace.SymptomAsked:
+		return q, true
+	case trace.SymptomTooBig:
+		q.In, q.Out = 0, 0 // the packet's own: of the ICMP error about it nothing is asked
+		return q, true
+	case trace.SymptomVanished:
+		q.Policy = true
+		return q, c.Suspect
+	case trace.SymptomMisaddressed:
+		return q, c.Suspect
+	case trace.SymptomUnmatched:
 		return q, true
 	case trace.SymptomDrop:
+		q.Tunnels = isTunnelDrop(ev) || isNeighborDrop(ev)
 		switch {
+		case ev.Fragment, isReassembly(ev):
+			return q, true // a fragment has no ports: which rule takes it cannot be told by the datagram's
+		case isBufferDrop(ev) && !ev.Carried.Known():
+			q.Receivers = true
+			return q, true
+		case isTunnelDrop(ev):
+			return q, true
 		case isNetfilterDrop(c):
 			q.Filters = netfilterHooks(c)
+			q.Limits, q.Tracked = asksLimits(c), tracked(c)
 			if ev.OtherHost && ev.Device.Index != ev.InIndex {
 				q.Out = ev.Device.Index // a bridge has chosen the port; there is no route
 			}
@@ -43,6 +63,12 @@ func Question(c *trace.Case) (trace.Question, bool) {
 			return q, true
 		case isRoutingDrop(ev):
 			return q, true
+		case isXDPDrop(ev) || isTCDrop(ev):
+			q.Attached = attachedDevice(ev)
+			if q.In == 0 && isXDPDrop(ev) {
+				q.In = ev.Device.Index // it came in, but was not received yet
+			}
+			return q, true
 		}
 	}
 	return trace.Question{}, false
@@ -51,6 +77,9 @@ func Question(c *trace.Case) (trace.Question, bool) {
 // DependsOnPath reports whether the mend depends on who is on this host's links
 // along the path: then HostState.PathGateways has to be filled.
 func DependsOnPath(c *trace.Case, s *trace.HostState) bool {
+	if c.Symptom == trace.SymptomAstray {
+		return true
+	}
 	l, ok := lookupBack(c, s)
 	return ok && l.Done && !l.Found() && (!l.Rejected() || isDefault(l.Prefix))
 }
@@ -61,13 +90,16 @@ func DependsOnOwner(c *trace.Case, s *trace.HostState) bool {
 	if c.Direction != trace.Request || s.DstLocal {
 		return false
 	}
+	if c.Symptom == trace.SymptomAsked {
+		return true
+	}
 	return wasNotTaken(c, s) && !(s.Forwarding && s.Onward.Found()) || wasLetGo(c) && hasListener(s)
 }
 
 // ReplyQuestion asks whether the filter that dropped a request would drop its
 // answer too, so that the mend lets both pass; false when that is not the question.
 func ReplyQuestion(q *trace.Question) (trace.Question, bool) {
-	if !q.Flags.IsSYN() || len(q.Filters) == 0 {
+	if q.Direction != trace.Request || len(q.Filters) == 0 {
 		return trace.Question{}, false
 	}
 	bridged := q.Filters[0] == trace.Prerouting && q.Out != 0 // between two ports
@@ -75,7 +107,10 @@ func ReplyQuestion(q *trace.Question) (trace.Question, bool) {
 		return trace.Question{}, false
 	}
 	r := *q
-	r.Packet, r.Flags = q.Packet.Reverse(), trace.SYN|trace.ACK
+	r.Packet, r.Direction = q.Packet.Reverse(), trace.Reply
+	if q.Packet.Protocol == trace.TCP {
+		r.Flags = trace.SYN | trace.ACK
+	}
 	r.In, r.Out, r.Arrived, r.SourceMAC = q.Out, q.In, 0, [6]byte{}
 	r.Filters = q.Filters[:1]
 	if bridged {
@@ -127,6 +162,16 @@ func Wants(c *trace.Case) bool {
 // A request that dies on the way to nobody, or circles, was often let go by the
 // host that it was meant for.
 func Suspects(c *trace.Case) []trace.Case {
+	if c.Symptom == trace.SymptomUnmatched {
+		return unmatchedSuspects(c)
+	}
+	if c.Direction == trace.Reply {
+		suspects := replySuspects(c)
+		if a, ok := astray(c); ok {
+			suspects = append(suspects, a)
+		}
+		return suspects
+	}
 	if c.Direction != trace.Request || c.Symptom == trace.SymptomSilence || c.Symptom == trace.SymptomRefused {
 		return nil
 	}
@@ -137,7 +182,7 @@ func Suspects(c *trace.Case) []trace.Case {
 			continue
 		}
 		s := *c
-		s.Symptom, s.Place = trace.SymptomLoop, h.Place
+		s.Suspect, s.Symptom, s.Place = true, trace.SymptomLoop, h.Place
 		s.Event.Netns, s.Event.Device, s.Event.InIndex, s.Event.OutIndex = h.Place.Netns, h.In, h.In.Index, 0
 		s.Event.Tuple = h.Tuple
 		s.Arrival = s.Event
@@ -158,7 +203,7 @@ func isNetfilterDrop(c *trace.Case) bool {
 		return ev.Reason == "NETFILTER_DROP" || ev.Reason == "NETFILTER_INGRESS"
 	}
 	return hasPrefix(ev.Symbol, "nft_do_chain", "nf_hook_slow", "ipt_do_table", "ip6t_do_table", "nf_hook_ingress", "nf_hook_netdev", "br_nf_") ||
-		isBridgeEntry(ev)
+		isBridgeEntry(ev) || isQueueDrop(ev)
 }
 
 // isBridgeEntry reports a drop where frames come into a bridge: its hook
@@ -269,3 +314,10 @@ func hasPrefix(s string, prefixes ...string) bool {
 	}
 	return false
 }
+
+// RefusesSource reports whether reverse-path filtering would drop what comes
+// from the packet's source by the device that it comes in by.
+func RefusesSource(s *trace.HostState) bool { return refusesSource(s) }
+
+// HasListener reports whether a socket would take the packet, were its destination local.
+func HasListener(s *trace.HostState) bool { return hasListener(s) }

@@ -42,7 +42,7 @@ func client(c *trace.Case) netip.Addr {
 func lookupBack(c *trace.Case, s *trace.HostState) (l trace.Lookup, ok bool) {
 	switch {
 	case c.Symptom == trace.SymptomSilence:
-		return s.Back, s.DstLocal && hasListener(s)
+		return s.Back, s.DstLocal && (hasListener(s) || c.Asked)
 	case isRerouted(c, s):
 		return s.Onward, c.Direction == trace.Reply
 	case c.Symptom != trace.SymptomDrop || !isRoutingDrop(&c.Event):
@@ -64,6 +64,9 @@ func lookupHook(c *trace.Case) string {
 }
 
 func explainNoRoute(c *trace.Case, s *trace.HostState) *explanation {
+	if c.Symptom == trace.SymptomAstray {
+		return explainAstray(c, s)
+	}
 	l, ok := lookupBack(c, s)
 	if !ok || !l.Done || l.Found() || l.Rejected() {
 		return nil
@@ -81,7 +84,7 @@ func explainNoRoute(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	switch {
 	case c.Direction == trace.Reply && c.Symptom == trace.SymptomDrop && c.Event.InIndex != 0:
-		e.cause = fmt.Sprintf("The reply came to %s to be sent on, but no route there matches %s, and there is no default route.", here, to)
+		e.cause = fmt.Sprintf("The reply "+tense(c, "came", "comes")+" to %s to be sent on, but no route there matches %s, and there is no default route.", here, to) + directAnswer(c)
 	case isDSR(c):
 		e.cause = fmt.Sprintf("%s answers the client directly: the reply does not go back through the hosts that the request came through (DSR). "+
 			"No route there matches %s, and there is no default route, so the answer is never built.", here, to)
@@ -154,7 +157,7 @@ func verifyRoute(c *trace.Case, s *trace.HostState, to netip.Addr) string {
 		if back := c.Miss.Tuple; back.IsValid() && back.Dst.Addr() == to {
 			from = back.Src
 		}
-		return at(c.Place, "%s route get %s from %s%s", ipCommand(to), to, from.Addr(), portArgs(s.Back.Rule, from.Port()))
+		return at(c.Place, "%s route get %s from %s%s", ipCommand(to), to, from.Addr(), portArgs(s.Back.Rule, ev.Tuple.Protocol, from.Port()))
 	case isRerouted(c, s):
 		return at(c.Place, "%s route get %s from %s mark %#x", ipCommand(to), to, ev.Tuple.Src.Addr(), ev.Mark)
 	case to == ev.Tuple.Dst.Addr() && c.Arrival.Device.Name != "":
@@ -164,11 +167,11 @@ func verifyRoute(c *trace.Case, s *trace.HostState, to netip.Addr) string {
 }
 
 // portArgs adds to `ip route get` what a rule that looks at ports has to see.
-func portArgs(rule string, port uint16) string {
+func portArgs(rule string, protocol trace.Protocol, port uint16) string {
 	if !strings.Contains(rule, "ipproto") && !strings.Contains(rule, "port") {
 		return ""
 	}
-	return fmt.Sprintf(" ipproto tcp sport %d", port)
+	return fmt.Sprintf(" ipproto %s sport %d", protocol, port)
 }
 
 func explainRouteRejected(c *trace.Case, s *trace.HostState) *explanation {

@@ -36,7 +36,7 @@ func explainRPFilter(c *trace.Case, s *trace.HostState) *explanation {
 	e := &explanation{
 		confidence: confidence,
 		device:     dev,
-		summary:    fmt.Sprintf("reverse-path filtering on %s of %s dropped %s from %s", dev, here, what, source),
+		summary:    fmt.Sprintf("reverse-path filtering on %s of %s %s %s from %s", dev, here, tense(c, "dropped", "would drop"), what, source),
 		verify: []string{at(c.Place, "sysctl net.ipv4.conf.all.rp_filter %s", sysctlKey("ipv4", dev, "rp_filter")),
 			at(c.Place, "ip route get %s", source)},
 	}
@@ -46,13 +46,13 @@ func explainRPFilter(c *trace.Case, s *trace.HostState) *explanation {
 	loosen := at(c.Place, "sysctl -w %s=2", sysctlKey("ipv4", dev, "rp_filter"))
 	if s.Back.Found() {
 		expected := s.Back.Device.Name
-		e.cause = fmt.Sprintf("The packet from %s came in by %s, but %s would send to %s by %s; with rp_filter=%d (strict) such a packet is dropped.",
-			source, dev, here, source, expected, in.RPFilter)
+		e.cause = fmt.Sprintf("The packet from %s "+tense(c, "came", "comes")+" in by %s, but %s would send to %s by %s; with rp_filter=%d (strict) such a packet is dropped.",
+			source, dev, here, source, expected, in.RPFilter) + directAnswer(c)
 		e.evidence = append(e.evidence, state(s, "route to %s: dev %s%s", source, expected, viaText(s.Back)))
 		e.fix = []string{loosen + fmt.Sprintf("   # loose: any route to the source will do (or route %s by %s)", source, dev)}
 		return e
 	}
-	e.cause = fmt.Sprintf("The packet from %s came in by %s, and %s has no route to %s at all; with rp_filter=%d such a packet is dropped.", source, dev, here, source, in.RPFilter)
+	e.cause = fmt.Sprintf("The packet from %s "+tense(c, "came", "comes")+" in by %s, and %s has no route to %s at all; with rp_filter=%d such a packet is dropped.", source, dev, here, source, in.RPFilter)
 	e.evidence = append(e.evidence, state(s, "route to %s: none (%s)", source, missText(s.Back.Errno)))
 	e.fix = []string{at(c.Place, "ip route add %s dev %s", host(source), quote(dev)) + "   # the filter then sees where the packet comes from"}
 	return e

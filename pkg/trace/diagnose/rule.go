@@ -29,11 +29,24 @@ type explanation struct {
 	device     string
 	hook       string // if not the kernel hook of the case's event
 	evidence   []trace.Evidence
+	place      trace.Place // where it is mended, if not in the case's namespace
 }
 
 // Rules is the catalogue, in the order in which rules are tried.
 func Rules() []Rule {
 	return []Rule{
+		mtuBlackhole,
+		fragmentDrop,
+		xdpDrop,
+		tcDrop,
+		tunnelMismatch,
+		socketBufferFull,
+		replyPolicyRouted,
+		replyWrongSource,
+		conntrackEntryLost,
+		neighborConflict,
+		conntrackFull,
+		conntrackInvalidDrop,
 		netfilterReject,
 		netfilterDrop,
 		replyRouteRejected,
@@ -42,6 +55,8 @@ func Rules() []Rule {
 		vipNotLocal,
 		neighborUnresolved,
 		forwardingDisabled,
+		routingLoop,
+		acceptQueueFull,
 		portNotListening,
 	}
 }
@@ -67,6 +82,9 @@ func finding(r *Rule, e *explanation, c *trace.Case, s *trace.HostState) trace.F
 		Path:  c.Path, Count: 1, FirstSeen: c.Event.Time, LastSeen: c.Event.Time,
 		Connections: []trace.Connection{{Tuple: c.Path.Connection, Count: 1, Last: c.Event.Time}},
 	}
+	if e.place.Netns != 0 {
+		f.Where.Place = e.place
+	}
 	if f.Direction == trace.DirectionUnknown {
 		f.Direction = c.Direction
 	}
@@ -75,10 +93,16 @@ func finding(r *Rule, e *explanation, c *trace.Case, s *trace.HostState) trace.F
 			f.Where.Device = device
 		}
 	}
-	if f.Where.Hook == "" {
+	if f.Where.Hook == "" && !c.Asked {
 		f.Where.Hook = c.Event.Hook.String()
 	}
+	if c.Asked {
+		f.Count, f.Connections = 0, nil // nobody has met it yet
+	}
 	f.Evidence = append(seen(c), e.evidence...)
+	if c.Asked && r.ID == neighborUnresolved.ID && s.NextHop.State != "FAILED" {
+		f.Confidence = min(f.Confidence, trace.Likely) // nobody has asked it yet
+	}
 	if c.Path.Guessed {
 		f.Confidence = min(f.Confidence, trace.Likely)
 		f.Evidence = append(f.Evidence, trace.Evidence{Time: c.Path.First, Text: "the connection began before it was traced: the side with the higher port is taken for the client"})

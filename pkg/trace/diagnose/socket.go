@@ -10,7 +10,7 @@ var portNotListening = Rule{
 	ID:       "port-not-listening",
 	Title:    "nobody listens on the port",
 	Severity: trace.Error,
-	Doc: "The request was delivered to the host that owns its destination, and no socket took it, so the host answered with a reset (reason NO_SOCKET). " +
+	Doc: "The request was delivered to the host that owns its destination, and no socket took it, so the host answered with a reset, or with an ICMP error for UDP (reason NO_SOCKET). " +
 		"Where a socket listens on the port, but on another address, that is said.",
 	explain: explainPortNotListening,
 }
@@ -26,7 +26,7 @@ func hasListener(s *trace.HostState) bool {
 }
 
 func explainPortNotListening(c *trace.Case, s *trace.HostState) *explanation {
-	if c.Symptom != trace.SymptomRefused {
+	if c.Symptom != trace.SymptomRefused || c.Direction != trace.Request {
 		return nil
 	}
 	if s.Asked() && !s.DstLocal {
@@ -37,9 +37,9 @@ func explainPortNotListening(c *trace.Case, s *trace.HostState) *explanation {
 		confidence: trace.Certain,
 		device:     c.Arrival.Device.Name,
 		summary:    fmt.Sprintf("nobody listens on %s in %s", dst, here),
-		cause:      fmt.Sprintf("The request for %s reached %s, but no socket there takes it.", dst, here),
+		cause:      fmt.Sprintf("The request for %s "+tense(c, "reached", "comes to")+" %s, but no socket there takes it.", dst, here),
 		fix:        []string{fmt.Sprintf("# start the server that is to listen on %s in %s, or send the traffic to the port where it does", dst, here)},
-		verify:     []string{at(c.Place, "ss -Hltn 'sport = :%d'", dst.Port()) + fmt.Sprintf("   # must show a socket on %s or on all addresses", dst.Addr())},
+		verify:     []string{at(c.Place, "ss -Hln%s 'sport = :%d'", c.Event.Tuple.Protocol.String()[:1], dst.Port()) + fmt.Sprintf("   # must show a socket on %s or on all addresses", dst.Addr())},
 	}
 	if server := c.Path.Server; server != dst {
 		e.cause += fmt.Sprintf(" The client asked %s; NAT on the way made it %s.", server, dst)

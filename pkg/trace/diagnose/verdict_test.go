@@ -22,7 +22,6 @@ func TestKernelVerdict(t *testing.T) {
 	chain := trace.Verdict{By: trace.ByChain, Hook: trace.Forward, Family: "ip", Table: "edge", Chain: "fwd"}
 	table := trace.Verdict{By: trace.ByTable, Hook: trace.Forward, Family: "ip", Table: "filter"}
 	hook := trace.Verdict{By: trace.ByHook, Hook: trace.Forward, Family: "ip"}
-	conntrack := trace.Verdict{By: trace.ByConntrack, Hook: trace.Prerouting, Family: "ip"}
 	tests := map[string]struct {
 		verdict    trace.Verdict
 		reason     string
@@ -36,7 +35,6 @@ func TestKernelVerdict(t *testing.T) {
 		"a rule that is gone":      {chain, "NETFILTER_DROP", nil, trace.Certain, "Chain fwd of nftables table edge", "# ip netns exec be nft list ruleset"},
 		"a legacy rule, gone":      {table, "NETFILTER_DROP", nil, trace.Certain, "Table filter of iptables-legacy", "# ip netns exec be iptables-legacy-save -t filter"},
 		"some function":            {hook, "NETFILTER_DROP", nil, trace.Likely, "The kernel dropped", "# ip netns exec be nft list ruleset"},
-		"conntrack":                {conntrack, "NETFILTER_DROP", nil, trace.Certain, "Connection tracking itself", "# ip netns exec be sysctl net.netfilter.nf_conntrack_max"},
 		"no reason, no location":   {hook, "", []trace.FilterVerdict{nftRule("edge", 9)}, trace.Certain, "Rule handle 9", "handle 9 "},
 		"a verdict that fits none": {chain, "NETFILTER_DROP", []trace.FilterVerdict{nftRule("filter", 4)}, trace.Certain, "Rule handle 4", "handle 4 "},
 	}

@@ -31,7 +31,7 @@ var heads = [tables]struct{ title, text, corner string }{
 	tableKernels: {"Kernels", "", ""},
 	tableFindings: {"Findings", "Each finding is shown by several labs; the cell is the lowest confidence among them.",
 		"finding"},
-	tableBase: {"Findings without kernel functions", "The same with `--tier base`, as on hosts that refuse fentry and kprobes: tracepoints and the state of the\nhost alone.", "finding"},
+	tableBase: {"Findings without kernel functions", "The same with `--tier base`, as on hosts that refuse fentry and kprobes: tracepoints and the state of the\nhost alone; the findings that could depend on it.", "finding"},
 	tableHooks: {"Hooks", "As `replypath status` tells them: how a hook is attached, or that it is refused or absent. `-`: this kernel\nneeds no such hook.",
 		"hook"},
 	tableConditions: {"Hosts that make it hard", "`works`: labs are explained as ever. `says`: it ends with 3 and one line that says what to do.\n`-`: not tried.",

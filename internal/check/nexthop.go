@@ -1,0 +1,246 @@
+package check
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/replypath/replypath/internal/netstate"
+	"github.com/replypath/replypath/pkg/trace"
+	"github.com/replypath/replypath/pkg/trace/diagnose"
+)
+
+// next finds the namespace that the packet comes to when it has left by s.out
+// towards s.hop.
+func (s *step) next(state *trace.HostState) (position, endKind) {
+	out := s.topology.Links[netstate.Port{Netns: s.at.netns, Index: s.out.Index}]
+	switch {
+	case out == nil:
+		return position{}, left
+	case isPointToPoint(out.Kind):
+		return s.throughTunnel(out)
+	}
+	reach := segmentOf(s.topology, out.Port)
+	if out.Remote.IsValid() && len(reach.endpoints) == 0 && s.unanswered(out) {
+		return position{}, s.unresolved(state)
+	}
+	to, kind := s.neighbor(reach, state)
+	if kind != goesOn {
+		return position{}, kind
+	}
+	if to.tunnel != nil {
+		if end := s.underlay(to.tunnel.near); end != arrived && end != left {
+			return position{}, end
+		}
+	}
+	s.notePassed(to.bridges)
+	if kind := s.bridges(to.bridges); kind != goesOn {
+		return position{}, kind
+	}
+	return position{to.link.Netns, to.link.Index}, goesOn
+}
+
+// isPointToPoint reports whether a kind of device needs no neighbour.
+func isPointToPoint(kind string) bool {
+	switch kind {
+	case "ipip", "gre", "sit", "ip6tnl", "ip6gre", "vti", "vti6":
+		return true
+	}
+	return false
+}
+
+// throughTunnel brings the packet to the other end of a tunnel without frames.
+func (s *step) throughTunnel(out *netstate.Link) (position, endKind) {
+	far := farEnds(s.topology, out)
+	if len(far) != 1 {
+		return position{}, left
+	}
+	if end := s.underlay(out); end != arrived && end != left {
+		return position{}, end
+	}
+	return position{far[0].Netns, far[0].Index}, goesOn
+}
+
+// underlay walks the outer packet of a tunnel.
+func (s *step) underlay(l *netstate.Link) endKind {
+	if !l.Remote.IsValid() || l.Remote.IsMulticast() || s.packet.outer {
+		return left
+	}
+	local := l.Local
+	if !local.IsValid() {
+		q := trace.Question{Place: s.place, Packet: trace.Tuple{Protocol: trace.UDP, Src: netip.AddrPortFrom(unspecified(l.Remote), 0), Dst: netip.AddrPortFrom(l.Remote, 0)}}
+		state, err := s.read(q)
+		if err != nil || !state.Onward.Found() {
+			return left
+		}
+		local = (&step{run: s.run, at: s.at, packet: &packet{tuple: q.Packet}}).addressOn(state.Onward.Device.Index, l.Remote)
+	}
+	if !local.IsValid() || local.Is4() != l.Remote.Is4() {
+		return left
+	}
+	outer := packet{direction: s.packet.direction, outer: true, tuple: trace.Tuple{
+		Protocol: outerProtocol(l.Kind), Src: netip.AddrPortFrom(local, 0), Dst: netip.AddrPortFrom(l.Remote, uint16(l.Port4)),
+	}}
+	if outer.tuple.Protocol == trace.UDP {
+		outer.tuple.Src = netip.AddrPortFrom(local, ephemeral)
+	}
+	return s.walk(outer, position{netns: s.at.netns}).kind
+}
+
+// unanswered reports a tunnel that leads to a host of this node where there are
+// tunnels of its kind, and none that takes what comes out of it.
+func (s *step) unanswered(l *netstate.Link) bool {
+	for _, ns := range s.topology.Order {
+		if ns == s.at.netns || !owns(s.topology, ns, l.Remote) {
+			continue
+		}
+		same := func(other *netstate.Link) bool { return other.Kind == l.Kind }
+		external := func(other *netstate.Link) bool { return same(other) && other.External }
+		links := s.topology.Of(ns)
+		return slices.ContainsFunc(links, same) && !slices.ContainsFunc(links, external)
+	}
+	return false
+}
+
+// outerProtocol is the protocol of a tunnel's outer packets (IANA).
+func outerProtocol(kind string) trace.Protocol {
+	switch kind {
+	case "ipip", "ip6tnl":
+		return 4
+	case "sit":
+		return 41
+	case "gre", "gretap", "ip6gre":
+		return 47
+	}
+	return trace.UDP
+}
+
+func unspecified(a netip.Addr) netip.Addr {
+	if a.Is6() {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
+}
+
+// neighbor finds the endpoint that answers for the next hop.
+func (s *step) neighbor(reach segment, state *trace.HostState) (endpoint, endKind) {
+	entry := state.NextHop
+	resolved := entry.MAC != "" && entry.State != "FAILED" && entry.State != "INCOMPLETE"
+	var have []endpoint
+	for _, e := range reach.endpoints {
+		if e.link.Netns == s.at.netns && e.link.Index == s.out.Index {
+			continue
+		}
+		if resolved && e.link.MAC == entry.MAC {
+			return e, goesOn
+		}
+		if answersFor(s.topology, e.link, s.hop) {
+			have = append(have, e)
+		}
+		reach.open = reach.open || e.link.ProxyARP || e.link.Tapped
+		s.run.switched = s.run.switched || e.link.Tapped
+	}
+	switch {
+	case entry.State == "PERMANENT" && !reach.open:
+		s.run.unread("%s has the MAC %s for %s (%s), and nobody on %s has that MAC", s.run.name(s.place), entry.MAC, s.hop, entry.State, s.out.Name)
+		return endpoint{}, blind
+	case resolved && reach.open && len(have) == 0:
+		return endpoint{}, left // to a machine that is not seen from here
+	case len(have) == 0 && (!reach.open || entry.State == "FAILED"):
+		return endpoint{}, s.unresolved(state)
+	case len(have) == 0:
+		return endpoint{}, left
+	}
+	if slices.ContainsFunc(have, func(e endpoint) bool { return e.link.Netns != have[0].link.Netns }) {
+		s.run.unread("several namespaces answer for %s on %s of %s: which one gets the packet cannot be told", s.hop, s.out.Name, s.run.name(s.place))
+	}
+	if s.deaf(have[0], state) {
+		return endpoint{}, lost
+	}
+	return have[0], goesOn
+}
+
+// unresolved tells of a next hop that nobody has.
+func (s *step) unresolved(state *trace.HostState) endKind {
+	c := s.lost(trace.SymptomDrop, "NEIGH_FAILED")
+	c.Event.Device = s.out
+	if !state.NextHop.Addr.IsValid() {
+		state.NextHop = trace.Neighbor{Addr: s.hop, Device: s.out}
+	}
+	s.explain(&c, state)
+	return lost
+}
+
+// deaf reports a next hop that is there and would not answer the ARP request:
+// its reverse-path filter drops it.
+func (s *step) deaf(to endpoint, state *trace.HostState) bool {
+	if s.hop.Is6() || state.NextHop.MAC != "" || !state.SrcLocal {
+		return false
+	}
+	out := s.topology.Links[netstate.Port{Netns: s.at.netns, Index: s.out.Index}]
+	if out == nil || out.ARPAnnounce != 0 {
+		return false // the request's sender is an address of the link
+	}
+	c := s.lost(trace.SymptomDrop, "NEIGH_FAILED")
+	c.Event.Device, c.Asked = s.out, true
+	state.NextHopOwner, state.NextHopDevice = s.places.Place(to.link.Netns), trace.Device{Index: to.link.Index, Name: to.link.Name}
+	d, ok := diagnose.Deaf(&c, state)
+	if !ok {
+		return false
+	}
+	q, ok := diagnose.Question(&d)
+	if !ok {
+		return false
+	}
+	there, err := s.read(q)
+	if err != nil || !diagnose.RefusesSource(&there) {
+		return false
+	}
+	s.explain(&d, &there)
+	return true
+}
+
+// bridges asks the filters of the bridges that the frame passes.
+func (s *step) bridges(passed []crossing) endKind {
+	for _, b := range passed {
+		on := &step{run: s.run, packet: s.packet, at: position{b.netns, b.in}, place: s.places.Place(b.netns), before: s.packet.tuple}
+		on.out = on.device(b.out)
+		q := on.question()
+		q.Out, q.Filters = b.out, []trace.NetfilterHook{trace.Ingress}
+		state, err := s.read(q)
+		if err != nil || !on.judged(&state) {
+			continue
+		}
+		c := on.lost(trace.SymptomDrop, "NETFILTER_DROP")
+		c.Event.HasRoute, c.Event.OutIndex = false, 0
+		if b.out != 0 {
+			c.Event.OtherHost, c.Event.Device = true, on.out
+		}
+		s.explain(&c, &state)
+		return lost
+	}
+	return goesOn
+}
+
+// notePassed notes the bridges as hops, as they are seen when frames pass.
+func (s *step) notePassed(passed []crossing) {
+	for _, b := range passed {
+		if b.out == 0 || s.packet.outer || b.netns == s.at.netns {
+			continue
+		}
+		on := &step{run: s.run, at: position{b.netns, b.in}}
+		hops := s.hops()
+		*hops = append(*hops, trace.Hop{Place: s.places.Place(b.netns), In: on.device(b.in), Out: on.device(b.out), Tuple: s.packet.tuple, First: s.now})
+	}
+}
+
+// owns reports whether a namespace delivers an address to itself.
+func (r *run) owns(ns trace.Netns, a netip.Addr) bool {
+	if owns(r.topology, ns, a) {
+		return true
+	}
+	s, err := r.read(trace.Question{Place: r.places.Place(ns), Packet: trace.Tuple{
+		Protocol: r.q.Protocol, Src: r.q.Client, Dst: netip.AddrPortFrom(a, 0),
+	}})
+	return err == nil && s.DstLocal && strings.EqualFold(s.Onward.Type, "local")
+}

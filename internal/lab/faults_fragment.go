@@ -1,0 +1,40 @@
+package lab
+
+import (
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// fragmentLabs are datagrams that are too big for one packet, and lose a part.
+func fragmentLabs(f Family) []Lab {
+	const id = "fragment-drop"
+	return complete([]Lab{
+		{Name: "healthy-fragments", Topology: bulky(overUDP(routed(f))), Title: "datagrams that travel in fragments", Doc: "Each is put together again where it arrives."},
+		{Name: "fragments-router", Topology: bulky(overUDP(routed(f))), Finding: id, Direction: trace.Request, Where: "r1",
+			Title: "a router drops fragments", Doc: "A rule of FORWARD drops what is not the first fragment.",
+			Faults: []Change{filters("r1", "forward: drop fragments", policyAccept("FORWARD", rule("", drop(), laterFragment(f))))}},
+		{Name: "fragments-reply", Topology: bulky(overUDP(asym(f))), Finding: id, Direction: trace.Reply, Where: "r2",
+			Title: "the router of the way back drops fragments", Doc: "Requests arrive; answers never become whole.",
+			Faults: []Change{filters("r2", "prerouting: drop fragments", Chain{Table: "raw", Name: "prerouting", Hook: trace.Prerouting, Priority: -450, Rules: []FilterRule{rule("", drop(), laterFragment(f))}})}},
+	})
+}
+
+// laterFragment matches fragments but the first.
+func laterFragment(f Family) []expr.Any {
+	if f == IPv6 {
+		return []expr.Any{
+			&expr.Exthdr{DestRegister: 1, Type: unix.IPPROTO_FRAGMENT, Offset: 2, Len: 2, Op: expr.ExthdrOpIpv6},
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0xff, 0xf8}, Xor: []byte{0, 0}},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}},
+		}
+	}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV4}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 6, Len: 2},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0x1f, 0xff}, Xor: []byte{0, 0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}},
+	}
+}

@@ -1,0 +1,66 @@
+package lab
+
+import (
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// mtuLabs are packets that are too big for a device on their way. The host in
+// front of it says so with an ICMP error, and the sender then sends smaller ones:
+// if it hears of it.
+func mtuLabs(f Family) []Lab {
+	const id = "mtu-blackhole"
+	labs := complete([]Lab{
+		{Name: "healthy-mtu", Topology: bulky(routed(f)), Title: "a link with a small MTU, and ICMP errors that say so",
+			Doc:     "r1 drops the first big packets and tells the client, which sends smaller ones from then on.",
+			Setting: narrow("r1", "eth1", "r2", "eth0")},
+		{Name: "mtu-client-filter", Topology: bulky(routed(f)), Finding: id, Direction: trace.Request, Where: "client",
+			Title:   "the client's firewall drops the ICMP errors that would tell it the MTU",
+			Doc:     "The handshake passes, and then nothing that is bigger than the link between the routers.",
+			Setting: narrow("r1", "eth1", "r2", "eth0"),
+			Faults:  []Change{filters("client", "input: drop ICMP errors about the MTU", policyAccept("INPUT", rule("", drop(), tooBig(f))))}},
+		{Name: "mtu-server-filter", Topology: bulky(asym(f)), Finding: id, Direction: trace.Reply, Where: "server",
+			Title:   "the server's firewall drops the ICMP errors that would tell it the MTU",
+			Doc:     "Requests pass r1, whatever their size; the way back has a narrow link.",
+			Setting: []Change{setMTU("r2", "eth0", 1400)},
+			Faults:  []Change{filters("server", "input: drop ICMP errors about the MTU", policyAccept("INPUT", rule("", drop(), tooBig(f))))}},
+		{Name: "mtu-router-filter", Topology: bulky(routed(f)), Finding: id, Direction: trace.Request, Where: "r1",
+			Title:   "the router's own rule keeps it from sending ICMP errors",
+			Doc:     "It drops what is too big, and what it would say about that too.",
+			Setting: narrow("r1", "eth1", "r2", "eth0"),
+			Faults:  []Change{filters("r1", "output: drop ICMP errors about the MTU", policyAccept("OUTPUT", rule("", drop(), tooBig(f))))}},
+	})
+	for i := range labs {
+		if !labs[i].Healthy() {
+			labs[i].Outcome = Broken
+		}
+	}
+	return labs
+}
+
+// bulky is a topology whose client sends more than a packet, and gets as much back.
+func bulky(t Topology) Topology {
+	t.Client.Payload = 12000
+	return t
+}
+
+// narrow gives both ends of a link a small MTU.
+func narrow(a, deviceA, b, deviceB string) []Change {
+	return []Change{setMTU(a, deviceA, 1400), setMTU(b, deviceB, 1400)}
+}
+
+// tooBig matches "fragmentation needed" (RFC 1191), or "packet too big" (RFC 4443).
+func tooBig(f Family) []expr.Any {
+	protocol, message := byte(unix.IPPROTO_ICMP), []byte{3, 4}
+	if f == IPv6 {
+		protocol, message = unix.IPPROTO_ICMPV6, []byte{2, 0}
+	}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{protocol}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: message},
+	}
+}

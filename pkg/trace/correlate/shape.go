@@ -1,0 +1,186 @@
+package correlate
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+const (
+	// circleRounds is how often a packet must come by again to be said to circle:
+	// one that a service on the way hands back passes twice, and no more.
+	circleRounds = 3
+	// roundAge bounds the time of one round, and keeps repetitions of a packet apart, which come a second later.
+	roundAge = 500 * time.Millisecond
+)
+
+// comesAround reports that the packet has been here a moment ago, with more hops left to live.
+func (h *hop) comesAround(ev *trace.Event) bool {
+	again := h.ttl != 0 && ev.TTL != 0 && ev.TTL < h.ttl && ev.Time.Sub(h.at) < roundAge
+	switch {
+	case again:
+		h.rounds++
+	case ev.TTL != h.ttl: // the device above a port shows the same packet once more
+		h.rounds = 0
+	}
+	h.ttl = ev.TTL
+	return again
+}
+
+// watchCircle opens a case, once for each packet, when it has come around often enough.
+func (t *Table) watchCircle(p *path, d trace.Direction, h *hop, ev *trace.Event) {
+	if h == nil || h.rounds < circleRounds || ev.Time.Sub(p.circled) < roundAge {
+		return
+	}
+	p.circled = ev.Time
+	t.open(p, trace.SymptomLoop, d, ev)
+}
+
+// isAstray reports an answer that is back at the place where the request was
+// first seen, and not with the addresses that the request had there.
+func (p *path) isAstray(ev *trace.Event) bool {
+	if ev.OtherHost || !p.isBack(ev) {
+		return false
+	}
+	first := &p.request[0]
+	if first.in.Index != 0 && ev.Device.Index != first.in.Index {
+		return false // another device than the one towards the client
+	}
+	want := ev.Tuple.Reverse()
+	for i := range p.request {
+		if h := &p.request[i]; h.netns == ev.Netns && (h.arrived == want || h.tuple == want) {
+			return false
+		}
+	}
+	return true
+}
+
+// refuseAstray opens the case of an answer from elsewhere, once it is known to be of no use:
+// it was refused with a reset, or the request was repeated after it.
+func (t *Table) refuseAstray(p *path) {
+	if astray := p.astray; astray != nil && !p.answered {
+		p.astray = nil
+		t.open(p, trace.SymptomMisaddressed, trace.Reply, astray)
+	}
+}
+
+// departed returns the hop that packets of a direction were last seen to leave,
+// if they came nowhere after it.
+func (p *path) departed(d trace.Direction) *hop {
+	var last *hop
+	for i, hops := 0, *p.hops(d); i < len(hops); i++ {
+		h := &hops[i]
+		if h.otherHost {
+			continue // a bridge, or flooded there
+		}
+		if last == nil || h.latest().After(last.latest()) {
+			last = h
+		}
+	}
+	if last == nil || last.out.Index == 0 || last.left.Before(last.at) {
+		return nil
+	}
+	return last
+}
+
+// latest is when a packet was last seen at the hop.
+func (h *hop) latest() time.Time {
+	if h.left.After(h.at) {
+		return h.left
+	}
+	return h.at
+}
+
+// departure rebuilds the event with which a packet left a hop.
+func (p *path) departure(d trace.Direction, h *hop) trace.Event {
+	ev := p.arrival(d, h)
+	ev.Time, ev.Hook, ev.Device, ev.OutIndex = h.left, trace.HookTransmit, h.out, h.out.Index
+	return ev
+}
+
+// watchRepeated looks, when a request is repeated, at what became of the one
+// before it: its answer came from elsewhere, or left a host and was not seen
+// again; or it was itself sent back, or on to where nobody saw it.
+func (t *Table) watchRepeated(p *path, ev *trace.Event) {
+	if p.answered || p.reset {
+		return
+	}
+	if p.astray != nil {
+		t.refuseAstray(p)
+		return
+	}
+	if h := p.departed(trace.Reply); h != nil {
+		gone := p.departure(trace.Reply, h)
+		t.open(p, trace.SymptomVanished, trace.Reply, &gone)
+		return
+	}
+	if len(p.reply) > 0 {
+		return
+	}
+	lost := p.turnsBack()
+	if h := p.departed(trace.Request); h != nil {
+		lost = lost || h.in.Index != 0
+	}
+	if lost {
+		t.open(p, trace.SymptomStray, trace.Request, ev)
+	}
+}
+
+// sources finds the live paths by the address and port of their clients, before and after NAT.
+type sources map[netip.AddrPort]*path
+
+func (s sources) add(p *path, client netip.AddrPort) {
+	if s[client] == p || len(p.sources) >= maxTuples {
+		return
+	}
+	s[client] = p
+	p.sources = append(p.sources, client)
+}
+
+func (s sources) remove(p *path) {
+	for _, client := range p.sources {
+		if s[client] == p {
+			delete(s, client)
+		}
+	}
+}
+
+// watchUnmatched opens a case when a host answers a packet of a live connection
+// with a reset, as it does not know it: the packet came with other addresses
+// than those of the handshake, or to another host. A reset without an
+// acknowledgement answers a packet for which there is no socket (RFC 9293, 3.10.7.1).
+func (t *Table) watchUnmatched(ev *trace.Event) {
+	if ev.InIndex != 0 || ev.Flags&(trace.RST|trace.ACK|trace.SYN|trace.FIN) != trace.RST {
+		return
+	}
+	packet := ev.Tuple.Reverse()
+	d := trace.Request
+	p := t.sources[packet.Src]
+	if p == nil {
+		d, p = trace.Reply, t.sources[packet.Dst]
+	}
+	if p == nil || !p.answered || p.closed || p.reset || p.guessed || p.expects(d, ev.Netns, packet) {
+		return
+	}
+	unmatched := *ev
+	unmatched.Tuple, unmatched.Flags, unmatched.Device = packet, trace.ACK, trace.Device{}
+	t.open(p, trace.SymptomUnmatched, d, &unmatched)
+}
+
+// expects reports whether a packet has, where its way ends, the addresses that it had in the handshake.
+func (p *path) expects(d trace.Direction, ns trace.Netns, packet trace.Tuple) bool {
+	if len(p.request) == 0 || len(p.reply) == 0 {
+		return true // not enough was seen to tell
+	}
+	if d == trace.Reply {
+		first := &p.request[0]
+		return first.in.Index != 0 || first.netns != ns || packet.Reverse() == first.tuple
+	}
+	for i := range p.request {
+		if h := &p.request[i]; h.netns == ns && h.arrived == packet {
+			return h.out.Index == 0 || h.arrived == h.tuple // not to be translated here
+		}
+	}
+	return false
+}

@@ -1,0 +1,103 @@
+package diagnose
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+var (
+	gw0   = trace.Device{Index: 7, Name: "gw0"}
+	eth1  = trace.Device{Index: 8, Name: "eth1"}
+	pod0  = trace.Device{Index: 9, Name: "pod0"}
+	inPod = tuple("198.51.100.7:41822", "10.9.0.5:8080")
+	ig    = trace.Place{Netns: 3, Name: "ig"}
+	mgmt  = trace.Place{Netns: 4, Name: "mgmt"}
+)
+
+// tunnelled is a SYN-ACK that be, the endpoint's node, sent by eth1 to mgmt, which dropped it.
+func tunnelled() trace.Case {
+	c := replyDropped(vip4, "IP_INNOROUTES", "ip_error")
+	c.Place, c.Event.Netns = mgmt, mgmt.Netns
+	c.Miss = trace.Event{Hook: trace.HookRouteMiss4, Errno: syscall.EAGAIN, Tuple: vip4.Reverse()}
+	c.Path.Request = []trace.Hop{
+		{Place: ig, In: eth0, Out: gw0, Tuple: vip4},
+		{Place: be, Out: pod0, Tuple: inPod},
+	}
+	c.Path.Reply = []trace.Hop{{Place: be, In: gw0, Out: eth1, Tuple: vip4.Reverse()}, {Place: mgmt, In: eth0, Tuple: vip4.Reverse()}}
+	return c
+}
+
+func TestAstray(t *testing.T) {
+	wrong := byDefault()
+	wrong.Device, wrong.Gateway = eth1, addr("10.3.0.1")
+	s := &trace.HostState{Onward: wrong, PathGateways: []trace.Gateway{{Addr: addr("10.2.0.1"), Device: eth0}}}
+	c := tunnelled()
+	suspects := Suspects(&c)
+	i := slices.IndexFunc(suspects, func(c trace.Case) bool { return c.Place == be && c.Symptom == trace.SymptomAstray })
+	if i < 0 {
+		t.Fatalf("suspects: %+v", suspects)
+	}
+	for _, earlier := range suspects[:i] {
+		if f, ok := Explain(&earlier, s); ok {
+			t.Errorf("explained as %s first", f.ID)
+		}
+	}
+	f, ok := Explain(&suspects[i], s)
+	if !ok || f.ID != "reply-no-route" || f.Where.Place != be || f.Direction != trace.Reply {
+		t.Fatalf("found %v %+v", ok, f)
+	}
+	if want := "ip netns exec be ip route replace default via 10.2.0.1 dev eth0"; !strings.HasPrefix(f.Fix[0], want) {
+		t.Errorf("fix is %q, want %q", f.Fix[0], want)
+	}
+	if !strings.Contains(f.Cause, "(DSR)") || !strings.Contains(f.Cause, "203.0.113.80:80 as source") {
+		t.Errorf("the cause does not say who has to answer: %s", f.Cause)
+	}
+}
+
+func TestNotAstray(t *testing.T) {
+	wrong := byDefault()
+	wrong.Device = eth1
+	near := []trace.Gateway{{Addr: addr("10.2.0.1"), Device: eth0}}
+	for name, change := range map[string]func(*trace.Case, *trace.HostState){
+		"no other router known":         func(_ *trace.Case, s *trace.HostState) { s.PathGateways = nil },
+		"the router is on the same way": func(_ *trace.Case, s *trace.HostState) { s.Onward.Device = eth0 },
+		"a table of its own":            func(_ *trace.Case, s *trace.HostState) { s.Onward.Table = 100 },
+		"the request came that way":     func(c *trace.Case, _ *trace.HostState) { c.Path.Request[1].In = eth0 },
+		"the router refuses on purpose": func(c *trace.Case, _ *trace.HostState) { c.Miss.Errno = syscall.EINVAL },
+		"the router does not forward":   func(c *trace.Case, _ *trace.HostState) { c.Miss = trace.Event{} },
+		"the request came through it": func(c *trace.Case, _ *trace.HostState) {
+			c.Path.Request = append([]trace.Hop{{Place: mgmt, In: eth0, Out: eth1}}, c.Path.Request...)
+		},
+	} {
+		c, s := tunnelled(), &trace.HostState{Onward: wrong, PathGateways: near}
+		change(&c, s)
+		for _, suspect := range Suspects(&c) {
+			if f, ok := Explain(&suspect, s); ok {
+				t.Errorf("%s: found %s: %s", name, f.ID, f.Summary)
+			}
+		}
+	}
+}
+
+// TestDirectAnswer: a load balancer that translates and is no tunnel's end must see the reply anyway.
+func TestDirectAnswer(t *testing.T) {
+	c := tunnelled()
+	c.Place = be
+	if text := directAnswer(&c); !strings.Contains(text, "ig only tunnelled") {
+		t.Errorf("got %q", text)
+	}
+	c.Path.Request[1].In = eth0
+	if text := directAnswer(&c); text != "" {
+		t.Errorf("plain NAT is told as DSR: %q", text)
+	}
+	c = tunnelled()
+	c.Place, c.Path.Request[1].Tuple.Dst = be, netip.MustParseAddrPort("203.0.113.80:80")
+	if text := directAnswer(&c); text != "" {
+		t.Errorf("a host that does not translate is told as the one: %q", text)
+	}
+}

@@ -1,0 +1,83 @@
+package diagnose
+
+import (
+	"fmt"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+var replyWrongSource = Rule{
+	ID:       "reply-wrong-source",
+	Title:    "the reply left with a source other than what the client asked, so nobody takes it",
+	Severity: trace.Error,
+	Doc: "The answer came back with another source address or port than the one that the client had asked, so that the client drops it, mostly with a reset. Request and answer are " +
+		"compared from host to host: either a host that answers the client directly (DSR) did not keep the address that it was asked at, or a host that translated the request (NAT) " +
+		"let the answer pass untranslated, or never saw it, because the answer takes a way around it.",
+	explain: explainWrongSource,
+}
+
+func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
+	if c.Symptom != trace.SymptomMisaddressed || !c.Suspect {
+		return nil
+	}
+	f, ok := wrongSource(&c.Path)
+	if !ok {
+		return nil
+	}
+	here, answering := name(c.Place), name(c.Path.Reply[0].Place)
+	asked := c.Path.Server
+	e := &explanation{
+		confidence: trace.Certain,
+		direction:  trace.Reply,
+		device:     f.at.Out.Name,
+		fault:      fmt.Sprintf("%d %s", f.deviation, asked),
+		summary:    fmt.Sprintf("the reply reached the client from %s instead of %s", f.got.Src, asked),
+		verify:     []string{fmt.Sprintf("# repeat the request: the reply must reach %s from %s", c.Path.Client.Addr(), asked)},
+	}
+	e.evidence = append(e.evidence, state(s, "the client asked %s; the reply has the source %s", asked, f.got.Src))
+	switch f.deviation {
+	case bypassed:
+		explainBypass(e, c, &f, here, answering)
+	case notRestored:
+		e.cause = fmt.Sprintf("%s translated the request from %s to %s. The reply came back to it from there, but %s sent it on with the source %s and did not restore %s: "+
+			"it was exempt from connection tracking, in another zone, or its entry was gone.", here, f.at.Tuple.Reverse().Dst, f.got.Src, here, f.got.Src, f.want.Src)
+		if asked := requestAt(&c.Path, c.Place.Netns); asked != nil {
+			e.cause = fmt.Sprintf("%s translated the request for %s to %s. The reply came back through it, but %s sent it on from %s and did not restore %s: "+
+				"it is exempt from connection tracking (notrack), in another zone, or its entry was gone.", here, asked.Arrived.Dst, asked.Tuple.Dst, here, f.got.Src, f.want.Src)
+		}
+		e.fix = []string{"# " + at(c.Place, "sh -c 'nft list ruleset; iptables-save -t raw; ip6tables-save -t raw'") + fmt.Sprintf("   # remove the notrack (or zone) rule that takes replies from %s", f.got.Src)}
+		e.verify = append(e.verify, at(c.Place, "conntrack -L -p tcp -d %s", f.want.Src.Addr())+"   # must not say UNREPLIED")
+	case ownSource:
+		e.summary = fmt.Sprintf("%s answered from %s instead of %s", here, f.got.Src, f.want.Src)
+		e.cause = fmt.Sprintf("The request reached %s for %s, and the reply left it from %s: something in %s rewrites its source.", here, f.want.Src, f.got.Src, here)
+		if f.direct {
+			e.cause = fmt.Sprintf("%s answers the client directly (DSR), so it has to answer from %s, which the client asked. The reply left it from %s: something in %s rewrites the source.",
+				here, f.want.Src, f.got.Src, here)
+		}
+		e.fix = []string{"# " + at(c.Place, "sh -c 'nft list ruleset; iptables-save; tc filter show dev %s egress'", f.at.Out.Name) + fmt.Sprintf("   # remove what changes the source %s to %s", f.want.Src, f.got.Src)}
+	case changed:
+		e.summary = fmt.Sprintf("%s changed the reply's source from %s to %s", here, f.want.Src, f.got.Src)
+		e.cause = fmt.Sprintf("The reply from %s came to %s with the right source %s, and left it from %s: source NAT there takes replies too, which it did not translate as requests.",
+			answering, here, f.want.Src, f.got.Src)
+		e.fix = []string{"# " + at(c.Place, "sh -c 'nft list ruleset; iptables-save -t nat'") + fmt.Sprintf("   # exempt the source %s from source NAT", f.want.Src)}
+	}
+	return e
+}
+
+// explainBypass tells of an answer that went around the host which would have restored its source.
+func explainBypass(e *explanation, c *trace.Case, f *sourceFault, here, answering string) {
+	backend := f.at.Tuple.Dst
+	e.cause = fmt.Sprintf("%s translated the request for %s to %s (NAT), and has to restore %s in the reply. But %s answers %s by a way that does not go back through %s, "+
+		"so the reply arrives from %s and nobody takes it.", here, f.at.Arrived.Dst, backend, f.at.Arrived.Dst, answering, c.Path.Client.Addr(), here, f.got.Src)
+	tool := "iptables"
+	if backend.Addr().Is6() {
+		tool = "ip6tables"
+	}
+	e.fix = []string{
+		at(c.Place, "%s -t nat -A POSTROUTING -p %s -d %s --dport %d -j MASQUERADE", tool, f.got.Protocol, backend.Addr(), backend.Port()) +
+			fmt.Sprintf("   # the reply then comes back to %s", here),
+		fmt.Sprintf("# or route replies of %s to %s through %s", answering, c.Path.Client.Addr(), here),
+	}
+	e.verify = append(e.verify, at(c.Path.Reply[0].Place, "%s route get %s from %s", ipCommand(backend.Addr()), c.Path.Client.Addr(), f.got.Src.Addr())+
+		fmt.Sprintf("   # where replies go without source NAT: must lead to %s", here))
+}
