@@ -101,5 +101,7 @@ func sum(labs []labResult) (lowest map[string]string, silent int, err error) {
 
 // why says, for a finding, what keeps it below certain where it is.
 var why = map[string]string{
-	"rp-filter-drop": "this kernel gives no reason for a drop, which came with 5.17: that it was rp_filter follows from the host's settings and routes",
+	"conntrack-entry-lost": "on every kernel: that the entry is gone is inferred from the packets, the table is not read",
+	"routing-loop":         "on every kernel: which of the hosts of a circle has the wrong route can be a matter of what is meant",
+	"rp-filter-drop":       "this kernel gives no reason for a drop, which came with 5.17: that it was rp_filter follows from the host's settings and routes",
 }

@@ -74,7 +74,7 @@ func readResults(dir string) (*results, error) {
 			return nil, err
 		}
 	}
-	if len(r.labs) == 0 || len(r.baseLabs) != len(r.labs) || len(r.hooks) == 0 || needsConditions && len(r.conditions) == 0 {
+	if len(r.labs) == 0 || len(r.baseLabs) == 0 || len(r.hooks) == 0 || needsConditions && len(r.conditions) == 0 {
 		return nil, fmt.Errorf("incomplete: %d labs, %d in the base tier, %d hooks, %d conditions", len(r.labs), len(r.baseLabs), len(r.hooks), len(r.conditions))
 	}
 	return r, nil
