@@ -32,13 +32,18 @@ func (c condition) check(t *testing.T) {
 	if labs == nil {
 		labs = defaultLabs
 	}
-	for _, name := range labs {
-		l := mustFind(t, name)
-		a := run(t, slices.Concat(c.wrap, []string{program("replypath"), "lab", "run", l.Name, "-o", "json"}, c.args)...)
+	answers := make([]func() answer, len(labs))
+	for i, name := range labs {
+		answers[i] = start(t, slices.Concat(c.wrap, []string{program("replypath"), "lab", "run", name, "-o", "json"}, c.args)...)
+	}
+	for i, name := range labs {
+		a := answers[i]()
+		a.check(t)
 		if a.code == 3 && !c.must {
 			says = c.refusal(t, a)
-			break
+			continue
 		}
+		l := mustFind(t, name)
 		var want []string
 		code := 0
 		if !l.Healthy() {

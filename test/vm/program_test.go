@@ -32,26 +32,46 @@ func program(name string) string { return filepath.Join(os.Getenv("REPLYPATH_BIN
 
 // answer is what a program said.
 type answer struct {
-	code   int
-	stdout []byte
-	stderr string
+	command string
+	code    int
+	stdout  []byte
+	stderr  string
+	err     error // it could not be run
 }
 
 // run runs a command until it ends, for a minute at most.
 func run(t *testing.T, command ...string) answer {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
-	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
-		t.Fatalf("run %v: %v", command, err)
-	}
-	a := answer{cmd.ProcessState.ExitCode(), stdout.Bytes(), stderr.String()}
-	t.Logf("%s: exit %d, stderr:\n%s", strings.Join(command, " "), a.code, a.stderr)
+	a := start(t, command...)()
+	a.check(t)
 	return a
+}
+
+// start starts a command; what it returns waits for the end.
+func start(t *testing.T, command ...string) (wait func() answer) {
+	done := make(chan answer, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+		var stdout, stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		err := cmd.Run()
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+			err = nil
+		}
+		done <- answer{strings.Join(command, " "), cmd.ProcessState.ExitCode(), stdout.Bytes(), stderr.String(), err}
+	}()
+	return func() answer { return <-done }
+}
+
+// check logs what was run, and fails the test when that was not possible.
+func (a answer) check(t *testing.T) {
+	t.Helper()
+	if a.err != nil {
+		t.Fatalf("run %s: %v", a.command, a.err)
+	}
+	t.Logf("%s: exit %d, stderr:\n%s", a.command, a.code, a.stderr)
 }
 
 // complaint is what a program said on stderr, but for the line that tells that

@@ -13,6 +13,7 @@ import (
 var essential = []string{"skb:kfree_skb", "net:netif_receive_skb", "net:net_dev_queue"}
 
 func TestStatus(t *testing.T) {
+	t.Parallel()
 	for _, flags := range [][]string{nil, {"--tier", "base"}} {
 		t.Run(strings.Join(append([]string{"status"}, flags...), " "), func(t *testing.T) {
 			n := statusOf(t, flags...)
