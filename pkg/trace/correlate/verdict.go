@@ -8,8 +8,8 @@ import (
 
 const (
 	// verdictAge is how long around a drop netfilter's functions tell of it: they
-	// are on their way back from it.
-	verdictAge = time.Millisecond
+	// are on their way back from it, and may be interrupted there.
+	verdictAge = 10 * time.Millisecond
 	// maxVerdicts bounds the verdicts that are kept for a drop that comes after them.
 	maxVerdicts = 64
 )

@@ -2,7 +2,6 @@ package correlate
 
 import (
 	"testing"
-	"time"
 
 	"github.com/replypath/replypath/pkg/trace"
 )
@@ -24,8 +23,8 @@ func TestVerdictBelongsToTheDrop(t *testing.T) {
 		"after the drop":     {func(_ *scene, p packet) { drop(p).verdict(router, byChain).verdict(router, byHook) }, byChain},
 		"of the hook alone":  {func(_ *scene, p packet) { drop(p).verdict(router, byHook) }, byHook},
 		"on another packet":  {func(s *scene, p packet) { drop(p); s.syn(vip, 9).verdict(router, byChain) }, trace.Verdict{}},
-		"long before":        {func(s *scene, p packet) { p.verdict(router, byChain); s.wait(5 * time.Millisecond); drop(p) }, trace.Verdict{}},
-		"on its predecessor": {func(s *scene, p packet) { drop(p); s.wait(5 * time.Millisecond); p.verdict(router, byChain) }, trace.Verdict{}},
+		"long before":        {func(s *scene, p packet) { p.verdict(router, byChain); s.wait(2 * verdictAge); drop(p) }, trace.Verdict{}},
+		"on its predecessor": {func(s *scene, p packet) { drop(p); s.wait(2 * verdictAge); p.verdict(router, byChain) }, trace.Verdict{}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
