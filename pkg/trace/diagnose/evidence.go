@@ -42,6 +42,15 @@ func seen(c *trace.Case) []trace.Evidence {
 		add(ev.Time, "%s answered with %s: no socket took the %s", name(c.Place), answer, packetName(ev))
 	case trace.SymptomDeaf:
 		add(ev.Time, "%s has %s on %s, and did not answer ARP requests from %s", name(c.Place), ev.Tuple.Dst.Addr(), ev.Device.Name, ev.Tuple.Src.Addr())
+	case trace.SymptomTooBig:
+		if told := &c.TooBig; told.Hook != trace.HookUnknown && told.Hook != trace.HookDrop {
+			add(told.Time, "%s said that a packet %s -> %s is too big (ICMP)", name(c.TooBigPlace), told.Tuple.Src, told.Tuple.Dst)
+		}
+		if ev.Hook == trace.HookDrop {
+			add(ev.Time, "%s dropped an ICMP error that says so (%s)", name(c.Place), dropText(ev))
+		} else {
+			add(ev.Time, "%s said so again: bigger packets still came", name(c.Place))
+		}
 	case trace.SymptomAstray:
 		add(ev.Time, "%s sent the SYN-ACK %s -> %s by %s", name(c.Place), ev.Tuple.Src, ev.Tuple.Dst, ev.Device.Name)
 	case trace.SymptomMisaddressed:
