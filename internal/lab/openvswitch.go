@@ -160,7 +160,7 @@ func (n *Network) startSwitch(h *host, ctx context.Context) error {
 		"--unixctl="+h.control(), "--log-file="+filepath.Join(h.state, "vswitchd.log"))...); err != nil {
 		return err
 	}
-	if err := h.call(ctx, "ovs-vsctl", append([]string{"--db=unix:" + socket, "--timeout=20"}, bridges(h.spec)...)...); err != nil {
+	if err := h.call(ctx, "ovs-vsctl", append([]string{"--db=unix:" + socket, "--retry", "--timeout=20"}, bridges(h.spec)...)...); err != nil {
 		return err
 	}
 	for _, device := range []string{uplinkBridge, podGateway} {
