@@ -100,6 +100,12 @@ func (t *Table) addHandshakePacketDrop(packet, ev *trace.Event) {
 	t.touch(p, request, packet)
 	p.settle(ev.Netns)
 	p.dropAt(d, ev)
+	if ev.Carried.Known() {
+		// A switch in a program hands the kernel what it has no flow for yet: the next one passes.
+		if p.tunnelDrops++; p.tunnelDrops == 1 {
+			return
+		}
+	}
 	t.open(p, trace.SymptomDrop, d, ev)
 }
 

@@ -34,6 +34,7 @@ type path struct {
 	process        trace.Process
 	skb            uint64       // of the packet seen last
 	drops          uint32       // of packets after the handshake
+	tunnelDrops    uint32       // of its handshake, within tunnels
 	miss           *trace.Event // failed route lookup seen last
 	replied        time.Time    // when a SYN-ACK, or a socket that it established, was seen last
 	rejection      rejection
