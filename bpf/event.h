@@ -58,12 +58,19 @@ enum ip_flag {
 	IP_FLAG_GROUP = 4, /* addressed to a broadcast or multicast MAC */
 };
 
+/* Bits of event.dns. */
+enum dns_flag {
+	DNS_MESSAGE = 1, /* struct event_dns or event_dns_long */
+	DNS_ALONE = 2,   /* told for its payload alone: not for the table of paths */
+};
+
 /* Causes of loss, indices of the map "losses". Same order as probe.LossCauses. */
 enum loss {
 	LOSS_RING_FULL = 0,  /* no room in the ring buffer: an event was not delivered */
 	LOSS_NOT_LINEAR = 1, /* headers are not in the skb's linear part: packet not looked at */
 	LOSS_UDP_RATE = 2,   /* too many new UDP flows a second: flow not looked at */
-	LOSS_MAX = 3,
+	LOSS_DNS_PAGED = 3,  /* a DNS message lies in pages that this kernel does not let be read */
+	LOSS_MAX = 4,
 };
 
 struct tuple {
@@ -107,7 +114,7 @@ struct event {
 	__u8 icmp_code;
 	__u8 source_mac[6];
 	__u8 ct_info; /* enum ip_conntrack_info */
-	__u8 pad;
+	__u8 dns;     /* enum dns_flag */
 	struct tuple tuple; /* the packet; sockets: local to remote; neighbour: daddr is the next hop */
 	char device[16];
 	char comm[16];
@@ -149,6 +156,25 @@ struct tunnel {
 struct event_tunnel {
 	struct event_conntrack base;
 	struct tunnel tunnel;
+};
+
+/* The fifth form, in two sizes: with what a UDP datagram or a TCP segment of DNS holds. Most
+ * queries fit the short one. */
+#define DNS_SHORT 128
+#define DNS_LONG 512
+
+struct event_dns {
+	struct event_conntrack base;
+	__u32 length;   /* of the payload, as sent */
+	__u32 captured; /* of that, bytes that follow */
+	__u8 payload[DNS_SHORT];
+};
+
+struct event_dns_long {
+	struct event_conntrack base;
+	__u32 length;
+	__u32 captured;
+	__u8 payload[DNS_LONG];
 };
 
 #endif

@@ -85,6 +85,19 @@ struct {
 	__type(value, struct udp_rate);
 } udp_rates SEC(".maps");
 
+/* Ports that DNS is spoken on, one bit each. User space sets port 53 and what it is told;
+ * ports that conntrack says port 53 is redirected to are added as they are met. */
+struct dns_ports {
+	__u64 bits[65536 / 64];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct dns_ports);
+} dns_ports SEC(".maps");
+
 /* Names of the kernel functions that addresses in events lie in, as the kernel's
  * own formatter writes them: "nft_do_chain [nf_tables]". */
 #define SYMBOL_NAME_MAX 64

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /* Packets that come in and go out: net:netif_receive_skb (net/core/dev.c, before
  * tc ingress and netfilter) and net:net_dev_queue (after tc egress). They leave
- * at once for all but TCP handshakes, resets, ends, and ICMP errors. */
+ * at once for all but TCP handshakes, resets, ends, the first datagram of a UDP flow
+ * in a second, DNS, and ICMP errors. */
 #include "vmlinux.h"
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
-#include "skb.h"
+#include "dns.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -135,7 +136,9 @@ static __always_inline void keep_peer(const struct sk_buff *skb, const struct he
 static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 {
 	struct observation seen = { .hook = hook };
+	struct dns_payload message = {};
 	struct headers h = {};
+	bool alone = false, dns;
 	__u8 flags;
 
 	if (!skb)
@@ -154,7 +157,12 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 			return 0;
 		}
 		flags = load8(h.transport + 13);
-		if (!(flags & (TCP_SYN | TCP_RST | TCP_FIN)))
+		alone = !(flags & (TCP_SYN | TCP_RST | TCP_FIN));
+		dns = is_dns(&h);
+		if (flags & TCP_SYN && !dns)
+			dns = is_redirected(skb);
+		dns = dns && find_payload(&message, skb, &h);
+		if (alone && !dns)
 			return 0;
 	} else if (h.protocol == IPPROTO_UDP) {
 		if (h.left < 8) {
@@ -162,17 +170,25 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 				count_loss(LOSS_NOT_LINEAR);
 			return 0;
 		}
-		if (!is_first(skb, &h, hook))
+		dns = is_dns(&h);
+		alone = !is_first(skb, &h, hook);
+		if (alone && !dns)
 			return 0;
-		if (hook == HOOK_RECEIVE)
+		if (!dns)
+			dns = is_redirected(skb);
+		dns = dns && !is_group(skb, &h) && find_payload(&message, skb, &h);
+		if (alone && !dns)
+			return 0;
+		if (hook == HOOK_RECEIVE && !alone)
 			keep_peer(skb, &h);
 	} else if (is_icmp(&h)) {
 		if (h.left < 8 || !is_icmp_error(&h, load8(h.transport)))
 			return 0;
+		dns = false;
 	} else {
 		return 0;
 	}
-	if (hook == HOOK_RECEIVE && h.protocol == IPPROTO_TCP) {
+	if (hook == HOOK_RECEIVE && h.protocol == IPPROTO_TCP && !alone) {
 		__u32 zero = 0;
 		struct last_packet *last = bpf_map_lookup_elem(&last_packets, &zero);
 
@@ -183,6 +199,14 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 			last->tcp_flags = flags;
 		}
 	}
+	if (dns && !message.readable) {
+		count_loss(LOSS_DNS_PAGED);
+		dns = false;
+		if (alone)
+			return 0;
+	}
+	if (dns)
+		return emit_dns(hook, skb, &h, &message, alone);
 	return emit_skb(&seen, skb, &h);
 }
 

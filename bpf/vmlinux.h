@@ -30,6 +30,7 @@ enum { false = 0, true = 1 };
 
 /* UAPI maps of bpf.h that the helpers' prototypes and our maps need. */
 enum bpf_map_type {
+	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
@@ -39,6 +40,14 @@ enum {
 	BPF_RB_FORCE_WAKEUP = 2,
 };
 enum { BPF_RB_AVAIL_DATA = 0 };
+
+/* What dynptrs are read by; opaque. */
+struct bpf_dynptr {
+	__u64 __opaque[2];
+} __attribute__((aligned(8)));
+struct __sk_buff {
+	__u32 len;
+};
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -216,8 +225,14 @@ struct pid {
 struct signal_struct {
 	struct pid *pids[4];
 };
+struct nsproxy {
+	struct net *net_ns;
+};
+struct mm_struct;
 struct task_struct {
 	struct signal_struct *signal;
+	struct nsproxy *nsproxy;
+	struct mm_struct *mm;
 };
 
 #pragma clang attribute pop

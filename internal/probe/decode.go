@@ -20,6 +20,7 @@ const (
 	conntrackSize = int(unsafe.Sizeof(dropEventConntrack{}))
 	tunnelSize    = int(unsafe.Sizeof(dropEventTunnel{}))
 	verdictSize   = int(unsafe.Sizeof(dropEventVerdict{}))
+	payloadOffset = int(unsafe.Offsetof(dropEventDns{}.Payload))
 )
 
 // maxCached bounds the caches of names, which the kernel's own variety keeps small.
@@ -89,6 +90,17 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 			return errRecord
 		}
 		ev.Carried = carried(&(*dropEventTunnel)(unsafe.Pointer(unsafe.SliceData(raw))).Tunnel)
+	}
+	if e.Dns&uint8(dropDnsFlagDNS_MESSAGE) != 0 {
+		if len(raw) < payloadOffset {
+			return errRecord
+		}
+		m := (*dropEventDns)(unsafe.Pointer(unsafe.SliceData(raw))) // both sizes begin alike
+		if uint64(m.Captured) > uint64(len(raw)-payloadOffset) {
+			return errRecord
+		}
+		ev.Payload, ev.PayloadLength = raw[payloadOffset:payloadOffset+int(m.Captured)], m.Length
+		ev.PayloadOnly = e.Dns&uint8(dropDnsFlagDNS_ALONE) != 0
 	}
 	if e.Pid != 0 {
 		ev.Process = trace.Process{PID: e.Pid, PGID: e.Pgid, Comm: d.name(e.Comm)}

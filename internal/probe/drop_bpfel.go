@@ -19,6 +19,18 @@ type dropConntrack struct {
 	Reply    dropTuple
 }
 
+type dropDnsFlag uint32
+
+const (
+	dropDnsFlagDNS_MESSAGE dropDnsFlag = 1
+	dropDnsFlagDNS_ALONE   dropDnsFlag = 2
+)
+
+type dropDnsPorts struct {
+	_    structs.HostLayout
+	Bits [1024]uint64
+}
+
 type dropEvent struct {
 	_          structs.HostLayout
 	Time       uint64
@@ -45,7 +57,7 @@ type dropEvent struct {
 	IcmpCode   uint8
 	SourceMac  [6]uint8
 	CtInfo     uint8
-	Pad        uint8
+	Dns        uint8
 	Tuple      dropTuple
 	Device     [16]int8
 	Comm       [16]int8
@@ -63,6 +75,22 @@ type dropEventConntrack struct {
 	_         structs.HostLayout
 	Event     dropEvent
 	Conntrack dropConntrack
+}
+
+type dropEventDns struct {
+	_        structs.HostLayout
+	Base     dropEventConntrack
+	Length   uint32
+	Captured uint32
+	Payload  [128]uint8
+}
+
+type dropEventDnsLong struct {
+	_        structs.HostLayout
+	Base     dropEventConntrack
+	Length   uint32
+	Captured uint32
+	Payload  [512]uint8
 }
 
 type dropEventFlag uint32
@@ -136,7 +164,8 @@ const (
 	dropLossLOSS_RING_FULL  dropLoss = 0
 	dropLossLOSS_NOT_LINEAR dropLoss = 1
 	dropLossLOSS_UDP_RATE   dropLoss = 2
-	dropLossLOSS_MAX        dropLoss = 3
+	dropLossLOSS_DNS_PAGED  dropLoss = 3
+	dropLossLOSS_MAX        dropLoss = 4
 )
 
 type dropRefusedPacket struct {
@@ -207,6 +236,7 @@ type dropUdpRate struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	dropMapCarriedPackets = "carried_packets"
+	dropMapDnsPorts       = "dns_ports"
 	dropMapEvents         = "events"
 	dropMapLastPackets    = "last_packets"
 	dropMapLosses         = "losses"
@@ -216,6 +246,9 @@ const (
 	dropMapUdpPeers       = "udp_peers"
 	dropMapUdpRates       = "udp_rates"
 	dropProgTraceDrop     = "trace_drop"
+	dropVarAbiDns         = "abi_dns"
+	dropVarAbiDnsFlag     = "abi_dns_flag"
+	dropVarAbiDnsLong     = "abi_dns_long"
 	dropVarAbiEvent       = "abi_event"
 	dropVarAbiFlag        = "abi_flag"
 	dropVarAbiHook        = "abi_hook"
@@ -280,6 +313,7 @@ type dropProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type dropMapSpecs struct {
 	CarriedPackets *ebpf.MapSpec `ebpf:"carried_packets"`
+	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
@@ -294,6 +328,9 @@ type dropMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type dropVariableSpecs struct {
+	AbiDns         *ebpf.VariableSpec `ebpf:"abi_dns"`
+	AbiDnsFlag     *ebpf.VariableSpec `ebpf:"abi_dns_flag"`
+	AbiDnsLong     *ebpf.VariableSpec `ebpf:"abi_dns_long"`
 	AbiEvent       *ebpf.VariableSpec `ebpf:"abi_event"`
 	AbiFlag        *ebpf.VariableSpec `ebpf:"abi_flag"`
 	AbiHook        *ebpf.VariableSpec `ebpf:"abi_hook"`
@@ -329,6 +366,7 @@ func (o *dropObjects) Close() error {
 // It can be passed to loadDropObjects or ebpf.CollectionSpec.LoadAndAssign.
 type dropMaps struct {
 	CarriedPackets *ebpf.Map `ebpf:"carried_packets"`
+	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
 	Losses         *ebpf.Map `ebpf:"losses"`
@@ -342,6 +380,7 @@ type dropMaps struct {
 func (m *dropMaps) Close() error {
 	return _DropClose(
 		m.CarriedPackets,
+		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
 		m.Losses,
@@ -357,6 +396,9 @@ func (m *dropMaps) Close() error {
 //
 // It can be passed to loadDropObjects or ebpf.CollectionSpec.LoadAndAssign.
 type dropVariables struct {
+	AbiDns         *ebpf.Variable `ebpf:"abi_dns"`
+	AbiDnsFlag     *ebpf.Variable `ebpf:"abi_dns_flag"`
+	AbiDnsLong     *ebpf.Variable `ebpf:"abi_dns_long"`
 	AbiEvent       *ebpf.Variable `ebpf:"abi_event"`
 	AbiFlag        *ebpf.Variable `ebpf:"abi_flag"`
 	AbiHook        *ebpf.Variable `ebpf:"abi_hook"`

@@ -13,6 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type icmpDnsPorts struct {
+	_    structs.HostLayout
+	Bits [1024]uint64
+}
+
 type icmpLastPacket struct {
 	_     structs.HostLayout
 	Tuple struct {
@@ -71,6 +76,7 @@ type icmpUdpRate struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	icmpMapDnsPorts       = "dns_ports"
 	icmpMapEvents         = "events"
 	icmpMapLastPackets    = "last_packets"
 	icmpMapLosses         = "losses"
@@ -133,6 +139,7 @@ type icmpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type icmpMapSpecs struct {
+	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
@@ -171,6 +178,7 @@ func (o *icmpObjects) Close() error {
 //
 // It can be passed to loadIcmpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type icmpMaps struct {
+	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
 	Losses         *ebpf.Map `ebpf:"losses"`
@@ -183,6 +191,7 @@ type icmpMaps struct {
 
 func (m *icmpMaps) Close() error {
 	return _IcmpClose(
+		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
 		m.Losses,

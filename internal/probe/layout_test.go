@@ -24,6 +24,8 @@ func TestLayoutOfTheABI(t *testing.T) {
 		"event_conntrack": reflect.TypeFor[dropEventConntrack](),
 		"event_verdict":   reflect.TypeFor[dropEventVerdict](),
 		"event_tunnel":    reflect.TypeFor[dropEventTunnel](),
+		"event_dns":       reflect.TypeFor[dropEventDns](),
+		"event_dns_long":  reflect.TypeFor[dropEventDnsLong](),
 		"tunnel":          reflect.TypeFor[dropTunnel](),
 		"conntrack":       reflect.TypeFor[dropConntrack](),
 		"tuple":           reflect.TypeFor[dropTuple](),

@@ -16,6 +16,8 @@ type loader struct {
 	kernel *kernel
 	// namesSymbols: the kernel has bpf_snprintf, which knows the names of its functions.
 	namesSymbols bool
+	// readsPages: programs at tracepoints can read what an skb holds in pages.
+	readsPages bool
 }
 
 func newLoader(p *Probe, k *kernel) *loader {
@@ -26,6 +28,7 @@ func newLoader(p *Probe, k *kernel) *loader {
 // sharedMaps are the maps that all objects use together; each object has its own constants.
 var sharedMaps = []string{
 	dropMapEvents, dropMapLosses, dropMapLastPackets, dropMapUdpPeers, dropMapUdpFlows, dropMapUdpRates, dropMapSymbols, dropMapRefusedPackets,
+	packetMapDnsPorts,
 	verdictMapCalls, verdictMapUnderWay,
 }
 

@@ -13,6 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type neighborDnsPorts struct {
+	_    structs.HostLayout
+	Bits [1024]uint64
+}
+
 type neighborLastPacket struct {
 	_     structs.HostLayout
 	Tuple struct {
@@ -71,6 +76,7 @@ type neighborUdpRate struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	neighborMapDnsPorts             = "dns_ports"
 	neighborMapEvents               = "events"
 	neighborMapLastPackets          = "last_packets"
 	neighborMapLosses               = "losses"
@@ -135,6 +141,7 @@ type neighborProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type neighborMapSpecs struct {
+	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
@@ -173,6 +180,7 @@ func (o *neighborObjects) Close() error {
 //
 // It can be passed to loadNeighborObjects or ebpf.CollectionSpec.LoadAndAssign.
 type neighborMaps struct {
+	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
 	Losses         *ebpf.Map `ebpf:"losses"`
@@ -185,6 +193,7 @@ type neighborMaps struct {
 
 func (m *neighborMaps) Close() error {
 	return _NeighborClose(
+		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
 		m.Losses,

@@ -13,6 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type packetDnsPorts struct {
+	_    structs.HostLayout
+	Bits [1024]uint64
+}
+
 type packetLastPacket struct {
 	_     structs.HostLayout
 	Tuple struct {
@@ -71,6 +76,7 @@ type packetUdpRate struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	packetMapDnsPorts       = "dns_ports"
 	packetMapEvents         = "events"
 	packetMapLastPackets    = "last_packets"
 	packetMapLosses         = "losses"
@@ -82,6 +88,7 @@ const (
 	packetProgTraceReceive  = "trace_receive"
 	packetProgTraceTransmit = "trace_transmit"
 	packetVarNamesSymbols   = "names_symbols"
+	packetVarReadsPages     = "reads_pages"
 	packetVarTypedArguments = "typed_arguments"
 )
 
@@ -135,6 +142,7 @@ type packetProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetMapSpecs struct {
+	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
@@ -150,6 +158,7 @@ type packetMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetVariableSpecs struct {
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
+	ReadsPages     *ebpf.VariableSpec `ebpf:"reads_pages"`
 	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
 }
 
@@ -173,6 +182,7 @@ func (o *packetObjects) Close() error {
 //
 // It can be passed to loadPacketObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetMaps struct {
+	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
 	Losses         *ebpf.Map `ebpf:"losses"`
@@ -185,6 +195,7 @@ type packetMaps struct {
 
 func (m *packetMaps) Close() error {
 	return _PacketClose(
+		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
 		m.Losses,
@@ -201,6 +212,7 @@ func (m *packetMaps) Close() error {
 // It can be passed to loadPacketObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetVariables struct {
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
+	ReadsPages     *ebpf.Variable `ebpf:"reads_pages"`
 	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`
 }
 

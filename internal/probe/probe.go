@@ -59,9 +59,10 @@ type HookStatus struct {
 
 // Config of a Probe.
 type Config struct {
-	RingBytes int    // size of the ring buffer, a power of two; 0: 8 MiB
-	BTF       string // file with the kernel's types; "": the kernel's own
-	Tier      Tier   // "": TierAuto
+	RingBytes int      // size of the ring buffer, a power of two; 0: 8 MiB
+	BTF       string   // file with the kernel's types; "": the kernel's own
+	Tier      Tier     // "": TierAuto
+	DNSPorts  []uint16 // that DNS is spoken on, beside 53 and those that 53 is redirected to
 }
 
 // Probe is the set of attached programs. It goes with the process that opened it.
@@ -99,6 +100,9 @@ func open(cfg Config, k *kernel) (_ *Probe, err error) {
 	}()
 	l := newLoader(p, k)
 	if err := l.attachTracepoints(); err != nil {
+		return nil, err
+	}
+	if err := p.dnsPorts(cfg.DNSPorts); err != nil {
 		return nil, err
 	}
 	if cfg.Tier != TierBase {

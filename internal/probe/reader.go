@@ -95,6 +95,7 @@ var LossCauses = [...]string{
 	dropLossLOSS_RING_FULL:  "ring_buffer_full",
 	dropLossLOSS_NOT_LINEAR: "header_not_linear",
 	dropLossLOSS_UDP_RATE:   "udp_flow_not_traced",
+	dropLossLOSS_DNS_PAGED:  "dns_message_not_readable",
 }
 
 // LossUndecoded is the cause of records that user space could not decode.

@@ -13,6 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type routeDnsPorts struct {
+	_    structs.HostLayout
+	Bits [1024]uint64
+}
+
 type routeLastPacket struct {
 	_     structs.HostLayout
 	Tuple struct {
@@ -71,6 +76,7 @@ type routeUdpRate struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	routeMapDnsPorts         = "dns_ports"
 	routeMapEvents           = "events"
 	routeMapLastPackets      = "last_packets"
 	routeMapLosses           = "losses"
@@ -135,6 +141,7 @@ type routeProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type routeMapSpecs struct {
+	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
@@ -173,6 +180,7 @@ func (o *routeObjects) Close() error {
 //
 // It can be passed to loadRouteObjects or ebpf.CollectionSpec.LoadAndAssign.
 type routeMaps struct {
+	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
 	Losses         *ebpf.Map `ebpf:"losses"`
@@ -185,6 +193,7 @@ type routeMaps struct {
 
 func (m *routeMaps) Close() error {
 	return _RouteClose(
+		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
 		m.Losses,

@@ -13,6 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type tcpDnsPorts struct {
+	_    structs.HostLayout
+	Bits [1024]uint64
+}
+
 type tcpLastPacket struct {
 	_     structs.HostLayout
 	Tuple struct {
@@ -71,6 +76,7 @@ type tcpUdpRate struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	tcpMapDnsPorts               = "dns_ports"
 	tcpMapEvents                 = "events"
 	tcpMapLastPackets            = "last_packets"
 	tcpMapLosses                 = "losses"
@@ -142,6 +148,7 @@ type tcpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcpMapSpecs struct {
+	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
@@ -181,6 +188,7 @@ func (o *tcpObjects) Close() error {
 //
 // It can be passed to loadTcpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcpMaps struct {
+	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
 	Losses         *ebpf.Map `ebpf:"losses"`
@@ -193,6 +201,7 @@ type tcpMaps struct {
 
 func (m *tcpMaps) Close() error {
 	return _TcpClose(
+		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
 		m.Losses,

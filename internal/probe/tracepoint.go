@@ -30,6 +30,7 @@ func (l *loader) attachTracepoints() error {
 			l.probe.tracepoints = append(l.probe.tracepoints, status)
 		}
 	}
+	l.probe.tracepoints = append(l.probe.tracepoints, l.pagesStatus())
 	return missing
 }
 
@@ -55,7 +56,7 @@ func (l *loader) attachTracepoint(object *ebpf.CollectionSpec, h hook) error {
 	if v, ok := object.Variables[dropVarIgnoredReasons]; ok {
 		values[dropVarIgnoredReasons] = ignoredBits(l.probe.reasons.drops, int(v.Size()/8))
 	}
-	coll, err := l.load(object, values, nil, func(spec *ebpf.ProgramSpec) {
+	coll, err := l.loadReading(object, values, func(spec *ebpf.ProgramSpec) {
 		if !l.kernel.typed {
 			spec.Type, spec.AttachType, spec.AttachTo = ebpf.RawTracepoint, ebpf.AttachNone, ""
 		}

@@ -20,6 +20,11 @@ type verdictArguments struct {
 	Third  uint64
 }
 
+type verdictDnsPorts struct {
+	_    structs.HostLayout
+	Bits [1024]uint64
+}
+
 type verdictFunction uint32
 
 const (
@@ -89,6 +94,7 @@ type verdictUdpRate struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	verdictMapCalls           = "calls"
+	verdictMapDnsPorts        = "dns_ports"
 	verdictMapEvents          = "events"
 	verdictMapLastPackets     = "last_packets"
 	verdictMapLosses          = "losses"
@@ -169,6 +175,7 @@ type verdictProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type verdictMapSpecs struct {
 	Calls          *ebpf.MapSpec `ebpf:"calls"`
+	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
@@ -213,6 +220,7 @@ func (o *verdictObjects) Close() error {
 // It can be passed to loadVerdictObjects or ebpf.CollectionSpec.LoadAndAssign.
 type verdictMaps struct {
 	Calls          *ebpf.Map `ebpf:"calls"`
+	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
 	Losses         *ebpf.Map `ebpf:"losses"`
@@ -227,6 +235,7 @@ type verdictMaps struct {
 func (m *verdictMaps) Close() error {
 	return _VerdictClose(
 		m.Calls,
+		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
 		m.Losses,

@@ -116,6 +116,12 @@ type Event struct {
 	MoreFragments bool
 	Carried       Carried // by a dropped packet of a tunnel: Tuple is the outer packet's
 
+	// Payload is what was read of a DNS message over UDP, or of a TCP segment of DNS. It is
+	// valid only while the event is handed on; PayloadLength is how long it was as sent.
+	Payload       []byte
+	PayloadLength uint32
+	PayloadOnly   bool // told for its payload alone: it says nothing new of a path
+
 	Verdict Verdict // of netfilter; there is no tuple then, SKB tells which packet
 }
 

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* DNS: which packets are, and what they hold. */
+#ifndef REPLYPATH_DNS_H
+#define REPLYPATH_DNS_H
+
+#include "skb.h"
+
+#define PORT_DNS 53
+
+/* Set before loading, where the kernel lets a program at a tracepoint read what lies
+ * in an skb's pages (6.12): TCP keeps all that it sends there. */
+const volatile bool reads_pages = false;
+
+/* The tracepoint's argument is a struct sk_buff, whatever the prototype says. */
+extern int bpf_dynptr_from_skb(struct __sk_buff *skb, __u64 flags, struct bpf_dynptr *ptr__uninit) __ksym __weak;
+
+static __always_inline bool has_bit(const struct dns_ports *ports, __u16 port)
+{
+	return ports->bits[port >> 6] & 1ULL << (port & 63);
+}
+
+static __always_inline struct dns_ports *known_ports(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&dns_ports, &zero);
+}
+
+/* is_dns: to or from a port that DNS is spoken on. */
+static __always_inline bool is_dns(const struct headers *h)
+{
+	struct dns_ports *ports = known_ports();
+
+	return ports && (has_bit(ports, load16(h->transport + 2)) || has_bit(ports, load16(h->transport)));
+}
+
+/* is_redirected: conntrack says that the packet was meant for port 53, or answers one
+ * that was. The port that it goes to instead is one of DNS from now on. */
+static __always_inline bool is_redirected(const struct sk_buff *skb)
+{
+	struct nf_conn *ct = (struct nf_conn *)(READ_ARGUMENT(skb, _nfct) & ~7UL);
+	struct dns_ports *ports;
+	__u16 port;
+
+	if (!ct || BPF_CORE_READ(ct, tuplehash[0].tuple.dst.u.all) != bpf_htons(PORT_DNS))
+		return false;
+	port = bpf_ntohs(BPF_CORE_READ(ct, tuplehash[1].tuple.src.u.all));
+	ports = known_ports();
+	if (!ports || port == PORT_DNS)
+		return false;
+	/* Two CPUs that set bits of one word at once may lose one: the next packet sets it again. */
+	ports->bits[port >> 6] |= 1ULL << (port & 63);
+	return true;
+}
+
+/* What a packet of DNS holds. */
+struct dns_payload {
+	const unsigned char *at;
+	__u32 length;   /* as the headers say */
+	__u32 linear;   /* of that, in the skb's linear part */
+	__u32 readable; /* of that, can be read */
+};
+
+/* ip_bytes returns how many bytes follow from the transport header on: the frame may be
+ * padded, and the headers of the largest packets say nothing. */
+static __always_inline __u32 ip_bytes(const struct sk_buff *skb, const struct headers *h)
+{
+	__u32 before = h->transport - h->network;
+	__u32 skb_bytes = READ_ARGUMENT(skb, len) - (__u32)(h->network - READ_ARGUMENT(skb, data));
+	__u32 told = h->family == AF_INET ? load16(h->network + 2) : load16(h->network + 4);
+
+	if (told && h->family == AF_INET6)
+		told += 40;
+	if (told && told < skb_bytes)
+		skb_bytes = told;
+	return skb_bytes > before ? skb_bytes - before : 0;
+}
+
+/* find_payload: false when there is none. */
+static __always_inline bool find_payload(struct dns_payload *p, const struct sk_buff *skb, const struct headers *h)
+{
+	__u32 header = 8, bytes = ip_bytes(skb, h);
+
+	if (h->protocol == IPPROTO_TCP) {
+		header = (load8(h->transport + 12) >> 4) * 4;
+		if (header < 20)
+			return false;
+		p->length = bytes > header ? bytes - header : 0;
+	} else {
+		/* Of a fragmented datagram, more than this packet holds. */
+		p->length = load16(h->transport + 4);
+		p->length = p->length > header ? p->length - header : 0;
+	}
+	if (!p->length || bytes <= header)
+		return false;
+	bytes -= header;
+	p->at = h->transport + header;
+	p->linear = h->left > header ? h->left - header : 0;
+	p->readable = p->length < bytes ? p->length : bytes;
+	if (p->linear > p->readable)
+		p->linear = p->readable;
+	if (!reads_pages)
+		p->readable = p->linear;
+	return true;
+}
+
+/* read_bytes copies n bytes of the payload; false when they cannot be read. */
+static __always_inline bool read_bytes(void *to, __u32 n, const struct dns_payload *p, const struct sk_buff *skb)
+{
+	struct bpf_dynptr packet;
+
+	if (p->readable <= p->linear || !reads_pages)
+		return !bpf_probe_read_kernel(to, n, p->at);
+	if (bpf_dynptr_from_skb((struct __sk_buff *)skb, 0, &packet))
+		return false;
+	return !bpf_dynptr_read(to, n, &packet, p->at - READ_ARGUMENT(skb, data), 0);
+}
+
+/* read_payload copies up to max bytes, a power of two, and returns how many. */
+static __always_inline __u32 read_payload(void *to, __u32 max, const struct dns_payload *p, const struct sk_buff *skb)
+{
+	__u32 n = p->readable;
+
+	if (n >= max)
+		return read_bytes(to, max, p, skb) ? max : 0;
+	/* The verifier has to see the bound, and the compiler must not see that it is one already. */
+	asm volatile("" : "+r"(n));
+	n &= max - 1;
+	return read_bytes(to, n, p, skb) ? n : 0;
+}
+
+/* fill_asker: who sends a query. A socket's packet leaves in its process's context, but
+ * for those that waited for a neighbour: then current may be anybody. */
+static __always_inline void fill_asker(struct event *e, const struct sk_buff *skb)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct net_device *dev = READ_ARGUMENT(skb, dev);
+
+	if (!READ_ARGUMENT(skb, sk) || READ_ARGUMENT(skb, skb_iif) || !dev)
+		return;
+	if (!BPF_CORE_READ(task, mm) || BPF_CORE_READ(task, nsproxy, net_ns) != BPF_CORE_READ(dev, nd_net.net))
+		return;
+	fill_process(e);
+}
+
+/* fill_lean is what is needed of a packet that is told for its payload alone. */
+static __always_inline void fill_lean(struct event *e, const struct sk_buff *skb, const struct headers *h)
+{
+	struct net_device *dev = READ_ARGUMENT(skb, dev);
+
+	e->skb = (__u64)skb;
+	e->in_ifindex = READ_ARGUMENT(skb, skb_iif);
+	if (BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type) == PACKET_OTHERHOST)
+		e->flags |= EVENT_OTHERHOST;
+	if (h->more)
+		e->ip_flags |= IP_FLAG_MF;
+	if (dev)
+		fill_device(e, dev);
+	fill_addresses(&e->tuple, h);
+	e->tuple.sport = load16(h->transport);
+	e->tuple.dport = load16(h->transport + 2);
+	if (h->protocol == IPPROTO_TCP) {
+		e->seq = load32(h->transport + 4);
+		e->ack = load32(h->transport + 8);
+		e->tcp_flags = load8(h->transport + 13);
+	}
+}
+
+static __always_inline void fill_dns(struct event_conntrack *ec, __u16 hook, const struct sk_buff *skb, const struct headers *h, bool alone)
+{
+	unsigned long nfct = READ_ARGUMENT(skb, _nfct);
+	struct nf_conn *ct = (struct nf_conn *)(nfct & ~7UL);
+	struct event *e = &ec->event;
+
+	__builtin_memset(ec, 0, sizeof(*ec));
+	e->time = bpf_ktime_get_ns();
+	e->hook = hook;
+	e->ct_info = nfct & 7;
+	e->dns = DNS_MESSAGE;
+	if (ct) {
+		e->flags = EVENT_HAS_CONNTRACK;
+		fill_ct_tuple(&ec->conntrack.original, &ct->tuplehash[0].tuple);
+		fill_ct_tuple(&ec->conntrack.reply, &ct->tuplehash[1].tuple);
+	}
+	if (alone) {
+		e->dns |= DNS_ALONE;
+		fill_lean(e, skb, h);
+	} else {
+		fill_place(e, skb);
+		fill_skb(e, skb, h);
+	}
+	if (hook == HOOK_TRANSMIT)
+		fill_asker(e, skb);
+}
+
+/* emit_dns sends one event about skb, with its payload. */
+static __always_inline int emit_dns(__u16 hook, const struct sk_buff *skb, const struct headers *h, const struct dns_payload *p, bool alone)
+{
+	if (p->readable <= DNS_SHORT) {
+		struct event_dns *ed = bpf_ringbuf_reserve(&events, sizeof(*ed), 0);
+
+		if (!ed) {
+			count_loss(LOSS_RING_FULL);
+			return 0;
+		}
+		fill_dns(&ed->base, hook, skb, h, alone);
+		ed->length = p->length;
+		ed->captured = read_payload(ed->payload, DNS_SHORT, p, skb);
+		bpf_ringbuf_submit(ed, wakeup_flags());
+	} else {
+		struct event_dns_long *ed = bpf_ringbuf_reserve(&events, sizeof(*ed), 0);
+
+		if (!ed) {
+			count_loss(LOSS_RING_FULL);
+			return 0;
+		}
+		fill_dns(&ed->base, hook, skb, h, alone);
+		ed->length = p->length;
+		ed->captured = read_payload(ed->payload, DNS_LONG, p, skb);
+		bpf_ringbuf_submit(ed, wakeup_flags());
+	}
+	return 0;
+}
+
+#endif
