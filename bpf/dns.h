@@ -141,6 +141,8 @@ static __always_inline void fill_asker(struct event *e, const struct sk_buff *sk
 	if (!BPF_CORE_READ(task, mm) || BPF_CORE_READ(task, nsproxy, net_ns) != BPF_CORE_READ(dev, nd_net.net))
 		return;
 	fill_process(e);
+	/* Resolvers name their threads; people know the process. */
+	BPF_CORE_READ_STR_INTO(&e->comm, task, group_leader, comm);
 }
 
 /* fill_lean is what is needed of a packet that is told for its payload alone. */

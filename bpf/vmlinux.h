@@ -233,6 +233,8 @@ struct task_struct {
 	struct signal_struct *signal;
 	struct nsproxy *nsproxy;
 	struct mm_struct *mm;
+	struct task_struct *group_leader;
+	char comm[16];
 };
 
 #pragma clang attribute pop

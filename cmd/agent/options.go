@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/replypath/replypath/internal/agent"
+	"github.com/replypath/replypath/internal/metrics"
 	"github.com/replypath/replypath/internal/version"
 )
 
@@ -16,6 +17,7 @@ import (
 type options struct {
 	agent               agent.Config
 	logLevel, logFormat string
+	dnsNames            bool
 	started             bool // the arguments were good
 }
 
@@ -44,6 +46,9 @@ func newCommand(o *options, env environment, start func() error) *cobra.Command 
 				return err
 			}
 			o.started = true
+			if o.dnsNames {
+				o.agent.DNSNames = metrics.MaxSeries
+			}
 			return start()
 		},
 	}
@@ -60,6 +65,8 @@ func newCommand(o *options, env environment, start func() error) *cobra.Command 
 	f.IntVar(&o.agent.RingBytes, "ring-bytes", agent.DefaultRingBytes, "ring buffer between kernel and agent, in bytes, a power of two")
 	f.StringVar(&o.agent.BTF, "btf", "", "file with the BTF of this kernel, for kernels that do not show their own")
 	f.StringVar(&o.agent.Tier, "tier", "auto", "hooks to use: base (tracepoints) or auto (kernel functions too, where the kernel lets them be followed)")
+	f.Var((*agent.PortList)(&o.agent.DNSPorts), "dns-port", "a port that DNS is spoken on, beside 53 and those that 53 is redirected to; may be given more than once")
+	f.BoolVar(&o.dnsNames, "metrics-dns-names", false, "also count DNS queries by name, the first 64 names")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	return cmd

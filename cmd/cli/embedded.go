@@ -25,11 +25,12 @@ type embedding struct {
 	log       *slog.Logger
 	ready     func()
 	rules     func(string) // see agent.Config.TraceRules
+	dnsPorts  []uint16     // see agent.Config
 }
 
 // runAgent runs an agent until the context ends. It serves nothing but the given listener.
 func runAgent(ctx context.Context, e embedding) error {
-	return agent.Run(ctx, agent.Config{Listeners: []net.Listener{e.listener}, BTF: e.btf, Tier: e.tier, Log: e.log, TraceRules: e.rules}, e.ready)
+	return agent.Run(ctx, agent.Config{Listeners: []net.Listener{e.listener}, BTF: e.btf, Tier: e.tier, Log: e.log, TraceRules: e.rules, DNSPorts: e.dnsPorts}, e.ready)
 }
 
 const (
@@ -59,7 +60,7 @@ func (s *server) embed(ctx context.Context) (*connection, error) {
 	go func() {
 		defer close(died)
 		log := slog.New(slog.NewTextHandler(s.world.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-		cause = s.world.trace(running, embedding{listener, s.btf, s.tier, log, sync.OnceFunc(func() { close(ready) }), rules})
+		cause = s.world.trace(running, embedding{listener, s.btf, s.tier, log, sync.OnceFunc(func() { close(ready) }), rules, s.dnsPorts})
 	}()
 	stop := func() {
 		cancel()

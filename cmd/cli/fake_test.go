@@ -24,6 +24,7 @@ type fakeTracer struct {
 	tracev1.UnimplementedTracerServer
 	answers []*tracev1.ExplainResponse
 	nodes   []*tracev1.Node
+	queries []*tracev1.DnsQuery
 	watch   func(context.Context) error                                       // how a live stream ends
 	explain func(*tracev1.ExplainRequest) ([]*tracev1.ExplainResponse, error) // nil: answers
 
@@ -31,7 +32,7 @@ type fakeTracer struct {
 	asked []proto.Message
 }
 
-// parseAnswers reads {"finding":…}, {"path":…}, {"summary":…} and {"node":…} lines.
+// parseAnswers reads {"finding":…}, {"path":…}, {"summary":…}, {"query":…} and {"node":…} lines.
 func parseAnswers(text string) (*fakeTracer, error) {
 	f := &fakeTracer{watch: untilGone}
 	for line := range strings.Lines(text) {
@@ -44,6 +45,14 @@ func parseAnswers(text string) (*fakeTracer, error) {
 				return nil, err
 			}
 			f.nodes = append(f.nodes, n)
+			continue
+		}
+		if query, ok := strings.CutPrefix(line, `{"query":`); ok {
+			q := new(tracev1.DnsQuery)
+			if err := protojson.Unmarshal([]byte(strings.TrimSuffix(strings.TrimSpace(query), "}")), q); err != nil {
+				return nil, err
+			}
+			f.queries = append(f.queries, q)
 			continue
 		}
 		m := new(tracev1.ExplainResponse)
@@ -170,4 +179,21 @@ func (b *buffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.String()
+}
+
+func (f *fakeTracer) Dns(q *tracev1.DnsRequest, out grpc.ServerStreamingServer[tracev1.DnsResponse]) error {
+	f.note(q)
+	if err := out.SendHeader(nil); err != nil {
+		return err
+	}
+	if len(f.queries) > 0 && !q.GetLossesOnly() {
+		queries := &tracev1.DnsQueries{Queries: f.queries}
+		if err := out.Send(&tracev1.DnsResponse{Result: &tracev1.DnsResponse_Queries{Queries: queries}}); err != nil {
+			return err
+		}
+	}
+	if q.GetFollow() {
+		return f.watch(out.Context())
+	}
+	return out.Send(&tracev1.DnsResponse{Result: &tracev1.DnsResponse_End{End: &tracev1.DnsEnd{}}})
 }

@@ -101,6 +101,16 @@ func (p *printer) line(m proto.Message) error {
 	return err
 }
 
+// named writes one message as JSON under a name.
+func (p *printer) named(name string, m proto.Message) error {
+	line, err := render.NamedJSON(name, m)
+	if err != nil {
+		return err
+	}
+	_, err = p.out.Write(line)
+	return err
+}
+
 // paragraph writes text, with an empty line around blocks.
 func (p *printer) paragraph(text string, block bool) error {
 	if p.written && (block || p.block) {

@@ -37,10 +37,11 @@ const (
 type server struct {
 	world            *world
 	target           string
-	cert, key, trust string // PEM files
-	named            bool   // the user said which, so nothing takes its place
-	btf, tier        string // of an agent in this process
-	traceRules       bool   // by netfilter itself, in this process
+	cert, key, trust string   // PEM files
+	named            bool     // the user said which, so nothing takes its place
+	btf, tier        string   // of an agent in this process
+	traceRules       bool     // by netfilter itself, in this process
+	dnsPorts         []uint16 // of an agent in this process
 }
 
 func (s *server) flags(root *cobra.Command) {

@@ -54,6 +54,10 @@ type Config struct {
 	BTF           string          // file with the kernel's types; "": the kernel's own
 	Tier          string          // "auto" or "base"; "": auto
 	Log           *slog.Logger
+	// DNSPorts are those that DNS is spoken on, beside 53 and those that 53 is redirected to.
+	DNSPorts []uint16
+	// DNSNames is how many names of DNS queries metrics count apart; 0: none.
+	DNSNames int
 	// TraceRules is told what is added where to trace rules that drop packets; nil: rules are not traced.
 	TraceRules func(string)
 }
@@ -156,7 +160,7 @@ func newAgent(cfg Config) (_ *agent, err error) {
 	a.reader = netstate.NewReader(a.places, netfilter.Verdicts)
 	a.closers = append(a.closers, a.reader.Close)
 	a.recorder = recorder.New(recorder.Config{MaxAge: cfg.MaxAge, MaxBytes: cfg.MaxBytes})
-	if a.probe, err = probe.Open(probe.Config{RingBytes: cfg.RingBytes, BTF: cfg.BTF, Tier: probe.Tier(cfg.Tier)}); err != nil {
+	if a.probe, err = probe.Open(probe.Config{RingBytes: cfg.RingBytes, BTF: cfg.BTF, Tier: probe.Tier(cfg.Tier), DNSPorts: cfg.DNSPorts}); err != nil {
 		return nil, err
 	}
 	a.closers = append(a.closers, a.probe.Close)
@@ -164,7 +168,7 @@ func newAgent(cfg Config) (_ *agent, err error) {
 	if cfg.TraceRules != nil {
 		a.investigator.tracer = newRuleTracer(a.places, cfg.TraceRules)
 	}
-	a.pipeline = newPipeline(a.probe, a.places, a.recorder, a.investigator, cfg.Log)
+	a.pipeline = newPipeline(a.probe, a.places, a.recorder, a.investigator, cfg.DNSNames, cfg.Log)
 	a.tasks = []task{a.pipeline, a.investigator, server, &lossWatch{a}, hookWatch{a.probe}}
 	if cfg.MetricsListen != "" {
 		m, err := metrics.NewServer(cfg.MetricsListen, metrics.Handler(metrics.NewRegistry(a), a.isReady))

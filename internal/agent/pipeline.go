@@ -20,6 +20,8 @@ const (
 	lossCaseQueue = "case_queue_full"
 	lossUnread    = "host_not_read" // cases whose namespace could not be asked
 	lossRecorder  = "recorder_full" // findings forgotten before their time
+	lossDNSTable  = "dns_table_full"
+	lossDNSStream = "dns_tcp_not_followed" // segments in which DNS messages may have begun
 )
 
 // pipeline is the one way that data flows: events from the probe are joined into
@@ -27,12 +29,15 @@ const (
 type pipeline struct {
 	probe        *probe.Probe
 	places       *netstate.Directory
-	table        *correlate.Table // used by the reading goroutine alone
+	table        *correlate.Table    // used by the reading goroutine alone
+	dns          *correlate.DNSTable // the same
+	queries      *dnsCounter
 	recorder     *recorder.Recorder
 	investigator *investigator
 	log          *slog.Logger
 
-	evicted   atomic.Uint64 // of the table, for other goroutines
+	evicted   atomic.Uint64    // of the table, for other goroutines
+	dnsLost   [2]atomic.Uint64 // of the DNS table: evicted, not followed
 	livePaths atomic.Int64
 	drops     dropCounter
 
@@ -40,8 +45,10 @@ type pipeline struct {
 	settles []chan struct{} // who waits for what was seen to be handed out
 }
 
-func newPipeline(p *probe.Probe, places *netstate.Directory, r *recorder.Recorder, i *investigator, log *slog.Logger) *pipeline {
+func newPipeline(p *probe.Probe, places *netstate.Directory, r *recorder.Recorder, i *investigator, dnsNames int, log *slog.Logger) *pipeline {
+	queries := correlate.NewDNS(correlate.DNSConfig{Place: places.PlaceThen, Exited: processWatch(), Deadline: dnsDeadline})
 	return &pipeline{
+		dns: queries, queries: newDNSCounter(dnsNames),
 		probe: p, places: places, recorder: r, investigator: i, log: log,
 		table: correlate.New(correlate.Config{Place: places.PlaceThen}),
 	}
@@ -60,19 +67,24 @@ func (p *pipeline) add(ev *trace.Event) {
 	if ev.Hook == trace.HookDrop {
 		p.drops.add(ev.Reason)
 	}
-	p.table.Add(ev)
+	p.dns.Add(ev)
+	if !ev.PayloadOnly {
+		p.table.Add(ev)
+	}
 	p.handOut()
 }
 
 // idle is called when the ring is empty.
 func (p *pipeline) idle() {
 	p.table.Advance(time.Now())
+	p.dns.Advance(time.Now())
 	p.mu.Lock()
 	settles := p.settles
 	p.settles = nil
 	p.mu.Unlock()
 	if len(settles) > 0 {
 		p.table.Flush()
+		p.dns.Flush()
 	}
 	p.handOut()
 	for _, done := range settles {
@@ -87,6 +99,13 @@ func (p *pipeline) handOut() {
 	for _, path := range p.table.Done() {
 		p.recorder.AddPath(path)
 	}
+	for _, x := range p.dns.Done() {
+		p.queries.add(x)
+		p.recorder.AddExchange(x)
+	}
+	lost := p.dns.Stats()
+	p.dnsLost[0].Store(lost.Evicted)
+	p.dnsLost[1].Store(lost.Unfollowed)
 	p.evicted.Store(p.table.Evicted())
 	p.livePaths.Store(int64(p.table.Len()))
 }
@@ -116,6 +135,7 @@ func (p *pipeline) losses() map[string]uint64 {
 		p.log.Warn("cannot read loss counters", "err", err)
 	}
 	losses[lossPathTable] = p.evicted.Load()
+	losses[lossDNSTable], losses[lossDNSStream] = p.dnsLost[0].Load(), p.dnsLost[1].Load()
 	losses[lossCaseQueue] = p.investigator.lost.Load()
 	losses[lossUnread] = p.investigator.unread.Load()
 	losses[lossRecorder] = p.recorder.Stats().FindingsForgotten

@@ -101,6 +101,7 @@ func (a *agent) Stats() metrics.Stats {
 
 		Findings: a.investigator.findings(),
 		Recorder: a.recorder.Stats(),
+		DNS:      a.pipeline.queries.snapshot(),
 	}
 	for h, n := range a.probe.EventsByHook() {
 		s.Events[h.String()] = n

@@ -22,6 +22,7 @@ type Stats struct {
 	Live     int             // paths being followed
 	Hooks    map[string]bool // attached or not, by name
 	Recorder recorder.Stats
+	DNS      DNS
 }
 
 // Finding is what findings are counted by.
@@ -92,6 +93,12 @@ func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
 	one(recorderPaths, float64(s.Recorder.Paths))
 	one(recorderForgotten, float64(s.Recorder.FindingsForgotten), "finding")
 	one(recorderForgotten, float64(s.Recorder.PathsForgotten), "path")
+	one(recorderForgotten, float64(s.Recorder.ExchangesForgotten), "dns_query")
+	one(dnsQueries, float64(s.DNS.Queries))
+	many(dnsResponses, keyed(s.DNS.Responses))
+	metrics <- s.DNS.histogram(c.descriptors[dnsLatency])
+	many(dnsUnanswered, keyed(s.DNS.Unanswered))
+	many(dnsNames, keyed(s.DNS.Names))
 }
 
 func keyed(counts map[string]uint64) map[key]uint64 {

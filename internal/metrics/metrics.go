@@ -2,7 +2,8 @@
 // whoever supervises it. Nothing is counted here: the counters are read from
 // their owners when they are asked for.
 //
-// No address, port, process or name that traffic can choose is ever a label,
+// No address, port, process or name that traffic can choose is ever a label (but for the names
+// of DNS queries, where the user asks for them),
 // and the series of each metric are capped, so that no traffic can fill a
 // Prometheus.
 package metrics
@@ -18,7 +19,7 @@ import (
 // Metric describes one metric, for the collector and for docs/metrics.md.
 type Metric struct {
 	Name   string
-	Type   string // "counter" or "gauge"
+	Type   string // "counter", "gauge" or "histogram"
 	Labels []string
 	Help   string
 }
@@ -37,6 +38,11 @@ const (
 	recorderFindings
 	recorderPaths
 	recorderForgotten
+	dnsQueries
+	dnsResponses
+	dnsLatency
+	dnsUnanswered
+	dnsNames
 	metricCount
 )
 
@@ -52,7 +58,12 @@ var catalogue = [metricCount]Metric{
 	recorderBytes:     {"replypath_recorder_bytes", "gauge", nil, "Memory that kept findings and paths hold, as estimated."},
 	recorderFindings:  {"replypath_recorder_findings", "gauge", nil, "Findings kept."},
 	recorderPaths:     {"replypath_recorder_paths", "gauge", nil, "Paths kept."},
-	recorderForgotten: {"replypath_recorder_forgotten_total", "counter", []string{"kind"}, "Findings and paths given up before their time because memory was full."},
+	recorderForgotten: {"replypath_recorder_forgotten_total", "counter", []string{"kind"}, "Findings, paths and DNS queries given up before their time because memory was full."},
+	dnsQueries:        {"replypath_dns_queries_total", "counter", nil, "DNS queries that have ended, answered or not."},
+	dnsResponses:      {"replypath_dns_responses_total", "counter", []string{"rcode"}, "DNS queries that got a response, late ones included, by its code."},
+	dnsLatency:        {"replypath_dns_latency_seconds", "histogram", nil, "Time from a DNS query to its response, as the client's namespace saw it."},
+	dnsUnanswered:     {"replypath_dns_unanswered_total", "counter", []string{"stage"}, "DNS queries without a response from who was asked within five seconds, by where query or response was last seen."},
+	dnsNames:          {"replypath_dns_name_queries_total", "counter", []string{"name"}, "DNS queries by name, of the names that were asked first; only with --metrics-dns-names."},
 }
 
 // Describe lists the metrics of the agent itself, in the order of the documentation.

@@ -53,8 +53,19 @@ func full() Stats {
 		},
 		Live:     11,
 		Hooks:    map[string]bool{"kfree_skb": true, "icmp_send": false},
-		Recorder: recorder.Stats{Findings: 2, Paths: 13, Bytes: 4096, FindingsForgotten: 1, PathsForgotten: 8},
+		Recorder: recorder.Stats{Findings: 2, Paths: 13, Bytes: 4096, FindingsForgotten: 1, PathsForgotten: 8, ExchangesForgotten: 2},
+		DNS:      fullDNS(),
 	}
+}
+
+// fullDNS has three responses: at once, after a lost packet, and too late for any bucket.
+func fullDNS() DNS {
+	d := NewDNS()
+	d.Queries, d.Responses["NOERROR"], d.Responses["SERVFAIL"], d.Unanswered["resolver_received"], d.Names["www.test."] = 5, 2, 1, 2, 5
+	for _, seconds := range []float64{0.001, 5.003, 12} {
+		d.Observe(seconds)
+	}
+	return d
 }
 
 // TestExposition compares the whole text.
@@ -66,6 +77,39 @@ replypath_build_info{goversion="GOVERSION",version="v0.1.0"} 1
 # HELP replypath_cases_total Cases opened: paths that came under suspicion.
 # TYPE replypath_cases_total counter
 replypath_cases_total 9
+# HELP replypath_dns_latency_seconds Time from a DNS query to its response, as the client's namespace saw it.
+# TYPE replypath_dns_latency_seconds histogram
+replypath_dns_latency_seconds_bucket{le="0.0005"} 0
+replypath_dns_latency_seconds_bucket{le="0.001"} 1
+replypath_dns_latency_seconds_bucket{le="0.0025"} 1
+replypath_dns_latency_seconds_bucket{le="0.005"} 1
+replypath_dns_latency_seconds_bucket{le="0.01"} 1
+replypath_dns_latency_seconds_bucket{le="0.025"} 1
+replypath_dns_latency_seconds_bucket{le="0.05"} 1
+replypath_dns_latency_seconds_bucket{le="0.1"} 1
+replypath_dns_latency_seconds_bucket{le="0.25"} 1
+replypath_dns_latency_seconds_bucket{le="0.5"} 1
+replypath_dns_latency_seconds_bucket{le="1"} 1
+replypath_dns_latency_seconds_bucket{le="2"} 1
+replypath_dns_latency_seconds_bucket{le="4.5"} 1
+replypath_dns_latency_seconds_bucket{le="5.5"} 2
+replypath_dns_latency_seconds_bucket{le="10"} 2
+replypath_dns_latency_seconds_bucket{le="+Inf"} 3
+replypath_dns_latency_seconds_sum 17.004
+replypath_dns_latency_seconds_count 3
+# HELP replypath_dns_name_queries_total DNS queries by name, of the names that were asked first; only with --metrics-dns-names.
+# TYPE replypath_dns_name_queries_total counter
+replypath_dns_name_queries_total{name="www.test."} 5
+# HELP replypath_dns_queries_total DNS queries that have ended, answered or not.
+# TYPE replypath_dns_queries_total counter
+replypath_dns_queries_total 5
+# HELP replypath_dns_responses_total DNS queries that got a response, late ones included, by its code.
+# TYPE replypath_dns_responses_total counter
+replypath_dns_responses_total{rcode="NOERROR"} 2
+replypath_dns_responses_total{rcode="SERVFAIL"} 1
+# HELP replypath_dns_unanswered_total DNS queries without a response from who was asked within five seconds, by where query or response was last seen.
+# TYPE replypath_dns_unanswered_total counter
+replypath_dns_unanswered_total{stage="resolver_received"} 2
 # HELP replypath_drops_total Packets that the kernel dropped, by its reason; the reasons after the first 64 count as other.
 # TYPE replypath_drops_total counter
 replypath_drops_total{reason="NETFILTER_DROP"} 5
@@ -95,8 +139,9 @@ replypath_recorder_bytes 4096
 # HELP replypath_recorder_findings Findings kept.
 # TYPE replypath_recorder_findings gauge
 replypath_recorder_findings 2
-# HELP replypath_recorder_forgotten_total Findings and paths given up before their time because memory was full.
+# HELP replypath_recorder_forgotten_total Findings, paths and DNS queries given up before their time because memory was full.
 # TYPE replypath_recorder_forgotten_total counter
+replypath_recorder_forgotten_total{kind="dns_query"} 2
 replypath_recorder_forgotten_total{kind="finding"} 1
 replypath_recorder_forgotten_total{kind="path"} 8
 # HELP replypath_recorder_paths Paths kept.
@@ -111,7 +156,7 @@ replypath_recorder_paths 13
 	if err != nil || len(problems) > 0 {
 		t.Errorf("lint: %v, %v", problems, err)
 	}
-	if got, err := testutil.GatherAndCount(pedantic(&fixed{})); err != nil || got != 8 {
+	if got, err := testutil.GatherAndCount(pedantic(&fixed{})); err != nil || got != 11 {
 		t.Errorf("without any counts: %d series, %v", got, err)
 	}
 }

@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// maxSeries is how many label values a metric shows; the others are summed in one.
-const maxSeries = 64
+// MaxSeries is how many label values a metric shows; the others are summed in one.
+const MaxSeries = 64
 
 // other is the label value of those summed.
 const other = "other"
@@ -28,18 +28,18 @@ type series struct {
 	admitted map[key]struct{}
 }
 
-// fold returns at most maxSeries of the counts and the sum of the rest under "other".
+// fold returns at most MaxSeries of the counts and the sum of the rest under "other".
 func (s *series) fold(counts map[key]uint64) map[key]uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.admitted == nil {
 		s.admitted = make(map[key]struct{})
 	}
-	folded := make(map[key]uint64, min(len(counts), maxSeries)+1)
+	folded := make(map[key]uint64, min(len(counts), MaxSeries)+1)
 	for _, k := range slices.SortedFunc(maps.Keys(counts), compareKeys) {
 		valid := key{strings.ToValidUTF8(k[0], "\uFFFD"), strings.ToValidUTF8(k[1], "\uFFFD")}
 		if _, ok := s.admitted[valid]; !ok {
-			if len(s.admitted) < maxSeries {
+			if len(s.admitted) < MaxSeries {
 				s.admitted[valid] = struct{}{}
 			} else {
 				valid = key{other, other}

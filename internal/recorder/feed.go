@@ -16,6 +16,8 @@ const findingInterval = 500 * time.Millisecond
 type Update struct {
 	Finding *Record     // made, or met again
 	Path    *trace.Path // new, or with another outcome; not to be changed
+	// Exchange is a DNS query that has ended; only SubscribeExchanges gets these, and nothing else. Not to be changed.
+	Exchange *trace.Exchange
 }
 
 // Subscription is a feed of updates from the moment of Subscribe on.
@@ -23,6 +25,8 @@ type Subscription struct {
 	recorder *Recorder
 	updates  chan Update
 	lost     atomic.Uint64
+	// exchanges says that it is for these alone.
+	exchanges bool
 }
 
 // Updates returns the channel of updates. It is closed by Close of the
@@ -146,11 +150,17 @@ func (f *feed) path(p *trace.Path) {
 
 func (f *feed) send(u Update) {
 	for _, s := range f.subscribers {
-		select {
-		case s.updates <- u:
-		default:
-			s.lost.Add(1)
+		if !s.exchanges {
+			s.send(u)
 		}
+	}
+}
+
+func (s *Subscription) send(u Update) {
+	select {
+	case s.updates <- u:
+	default:
+		s.lost.Add(1)
 	}
 }
 

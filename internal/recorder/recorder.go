@@ -50,6 +50,7 @@ type Recorder struct {
 	paths        map[pathKey]*list.Element
 	pathOrder    *list.List // of *pathEntry, least recently added first
 	pathBytes    int
+	exchanges    exchanges
 	made         uint64 // findings made since start
 	forgotten    Stats  // only the counters of what was forgotten
 	feed         feed
@@ -62,6 +63,8 @@ type Stats struct {
 	FindingsMade    uint64 // since start; a finding met again is not made again
 	// FindingsForgotten and PathsForgotten were given up before their time because memory was full.
 	FindingsForgotten, PathsForgotten uint64
+	Exchanges                         int // DNS queries kept
+	ExchangesForgotten                uint64
 }
 
 // New returns an empty Recorder.
@@ -185,7 +188,8 @@ func (r *Recorder) Stats() Stats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.forgotten
-	s.Findings, s.Paths, s.Bytes, s.FindingsMade = len(r.findings), len(r.paths), r.findingBytes+r.pathBytes, r.made
+	s.Findings, s.Paths, s.Bytes, s.FindingsMade = len(r.findings), len(r.paths), r.findingBytes+r.pathBytes+r.exchanges.bytes, r.made
+	s.Exchanges = r.exchanges.len()
 	return s
 }
 
@@ -199,6 +203,7 @@ func (r *Recorder) Close() {
 // expire forgets what is older than MaxAge.
 func (r *Recorder) expire(now time.Time) {
 	oldest := now.Add(-r.config.MaxAge)
+	r.exchanges.expire(oldest)
 	for e := r.pathOrder.Front(); e != nil && e.Value.(*pathEntry).path.Last.Before(oldest); e = r.pathOrder.Front() {
 		r.forgetPath(e)
 	}
@@ -208,9 +213,15 @@ func (r *Recorder) expire(now time.Time) {
 }
 
 // shrink makes room. Paths come and go with the traffic and findings with the
-// faults, so neither may push the other below half of the memory.
+// faults, so neither may push the other below half of the memory. DNS queries may
+// take what is free, and are left a quarter.
 func (r *Recorder) shrink() {
-	for r.findingBytes+r.pathBytes > r.config.MaxBytes {
+	for r.findingBytes+r.pathBytes+r.exchanges.bytes > r.config.MaxBytes {
+		if r.exchanges.len() > 0 && (r.exchanges.bytes > r.config.MaxBytes/4 || r.pathOrder.Len()+r.findingOrder.Len() == 0) {
+			r.exchanges.forget()
+			r.forgotten.ExchangesForgotten++
+			continue
+		}
 		if e := r.pathOrder.Front(); e != nil && (r.pathBytes > r.config.MaxBytes/2 || r.findingOrder.Len() == 0) {
 			r.forgetPath(e)
 			r.forgotten.PathsForgotten++

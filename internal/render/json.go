@@ -40,11 +40,7 @@ func JSON(m proto.Message) ([]byte, error) {
 
 // NodeJSON returns {"node":{…}} and a newline.
 func NodeJSON(n *tracev1.Node) ([]byte, error) {
-	line, err := JSON(n)
-	if err != nil {
-		return nil, err
-	}
-	return fmt.Appendf(nil, "{\"node\":%s}\n", bytes.TrimSuffix(line, []byte("\n"))), nil
+	return NamedJSON("node", n)
 }
 
 // mendStrings writes each byte that is not UTF-8 as \xNN.

@@ -114,7 +114,7 @@ func (s *service) Explain(request *tracev1.ExplainRequest, answer grpc.ServerStr
 			summary.Paths++
 		}
 	}
-	conclude(summary, s.source.Losses(since))
+	conclude(summary, ofPaths(s.source.Losses(since)))
 	return answer.Send(&tracev1.ExplainResponse{Result: &tracev1.ExplainResponse_Summary{Summary: summary}})
 }
 
@@ -146,7 +146,7 @@ func conclude(summary *tracev1.Summary, losses []Loss) {
 }
 
 // sinceOf returns the zero time when none is asked for.
-func sinceOf(request *tracev1.ExplainRequest) (time.Time, error) {
+func sinceOf(request asked) (time.Time, error) {
 	since := request.GetSince()
 	if since == nil {
 		return time.Time{}, nil

@@ -1550,6 +1550,919 @@ func (x *HookStatus) GetMeans() string {
 	return ""
 }
 
+type DnsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// pcap-filter(7) expression about client and server as the client meant them, or as seen on the way; empty matches all.
+	Filter string `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Only queries last seen at or after this time; unset: all that are kept.
+	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	// Go on with what ends from now on, until the client goes away.
+	Follow bool `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
+	// Only queries made by this process group; 0: any.
+	ProcessGroup uint32 `protobuf:"varint,4,opt,name=process_group,json=processGroup,proto3" json:"process_group,omitempty"`
+	// No queries, only what was lost.
+	LossesOnly    bool `protobuf:"varint,5,opt,name=losses_only,json=lossesOnly,proto3" json:"losses_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsRequest) Reset() {
+	*x = DnsRequest{}
+	mi := &file_trace_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsRequest) ProtoMessage() {}
+
+func (x *DnsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_trace_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsRequest.ProtoReflect.Descriptor instead.
+func (*DnsRequest) Descriptor() ([]byte, []int) {
+	return file_trace_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DnsRequest) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+func (x *DnsRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *DnsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *DnsRequest) GetProcessGroup() uint32 {
+	if x != nil {
+		return x.ProcessGroup
+	}
+	return 0
+}
+
+func (x *DnsRequest) GetLossesOnly() bool {
+	if x != nil {
+		return x.LossesOnly
+	}
+	return false
+}
+
+type DnsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Result:
+	//
+	//	*DnsResponse_Queries
+	//	*DnsResponse_End
+	//	*DnsResponse_LostEvents
+	Result        isDnsResponse_Result `protobuf_oneof:"result"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsResponse) Reset() {
+	*x = DnsResponse{}
+	mi := &file_trace_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsResponse) ProtoMessage() {}
+
+func (x *DnsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_trace_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsResponse.ProtoReflect.Descriptor instead.
+func (*DnsResponse) Descriptor() ([]byte, []int) {
+	return file_trace_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *DnsResponse) GetResult() isDnsResponse_Result {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *DnsResponse) GetQueries() *DnsQueries {
+	if x != nil {
+		if x, ok := x.Result.(*DnsResponse_Queries); ok {
+			return x.Queries
+		}
+	}
+	return nil
+}
+
+func (x *DnsResponse) GetEnd() *DnsEnd {
+	if x != nil {
+		if x, ok := x.Result.(*DnsResponse_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
+func (x *DnsResponse) GetLostEvents() *LostEvents {
+	if x != nil {
+		if x, ok := x.Result.(*DnsResponse_LostEvents); ok {
+			return x.LostEvents
+		}
+	}
+	return nil
+}
+
+type isDnsResponse_Result interface {
+	isDnsResponse_Result()
+}
+
+type DnsResponse_Queries struct {
+	Queries *DnsQueries `protobuf:"bytes,1,opt,name=queries,proto3,oneof"`
+}
+
+type DnsResponse_End struct {
+	// Ends the answer of a request that does not follow.
+	End *DnsEnd `protobuf:"bytes,2,opt,name=end,proto3,oneof"`
+}
+
+type DnsResponse_LostEvents struct {
+	// The stream itself lost queries, because this client reads too slowly.
+	LostEvents *LostEvents `protobuf:"bytes,3,opt,name=lost_events,json=lostEvents,proto3,oneof"`
+}
+
+func (*DnsResponse_Queries) isDnsResponse_Result() {}
+
+func (*DnsResponse_End) isDnsResponse_Result() {}
+
+func (*DnsResponse_LostEvents) isDnsResponse_Result() {}
+
+// DnsQueries are sent many at a time.
+type DnsQueries struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queries       []*DnsQuery            `protobuf:"bytes,1,rep,name=queries,proto3" json:"queries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsQueries) Reset() {
+	*x = DnsQueries{}
+	mi := &file_trace_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsQueries) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsQueries) ProtoMessage() {}
+
+func (x *DnsQueries) ProtoReflect() protoreflect.Message {
+	mi := &file_trace_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsQueries.ProtoReflect.Descriptor instead.
+func (*DnsQueries) Descriptor() ([]byte, []int) {
+	return file_trace_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *DnsQueries) GetQueries() []*DnsQuery {
+	if x != nil {
+		return x.Queries
+	}
+	return nil
+}
+
+type DnsEnd struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was lost since the time asked for, by cause.
+	Losses        []*Loss `protobuf:"bytes,1,rep,name=losses,proto3" json:"losses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsEnd) Reset() {
+	*x = DnsEnd{}
+	mi := &file_trace_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsEnd) ProtoMessage() {}
+
+func (x *DnsEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_trace_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsEnd.ProtoReflect.Descriptor instead.
+func (*DnsEnd) Descriptor() ([]byte, []int) {
+	return file_trace_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *DnsEnd) GetLosses() []*Loss {
+	if x != nil {
+		return x.Losses
+	}
+	return nil
+}
+
+// DnsQuery is one DNS query and its end.
+type DnsQuery struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of this agent; a query that is told again, with another end, keeps it.
+	Number   uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Time     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	Protocol string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// address:port as the client meant it, before any NAT; IPv6 addresses in brackets.
+	Client string `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`
+	Server string `protobuf:"bytes,5,opt,name=server,proto3" json:"server,omitempty"`
+	// Who answered: the resolver's own address, or whoever a wrong answer came from.
+	Responder string   `protobuf:"bytes,6,opt,name=responder,proto3" json:"responder,omitempty"`
+	Process   *Process `protobuf:"bytes,7,opt,name=process,proto3" json:"process,omitempty"`
+	// Where the client is.
+	Netns      string `protobuf:"bytes,8,opt,name=netns,proto3" json:"netns,omitempty"`
+	NetnsInode uint32 `protobuf:"varint,9,opt,name=netns_inode,json=netnsInode,proto3" json:"netns_inode,omitempty"`
+	// Kubernetes namespace/name, if known.
+	Workload string `protobuf:"bytes,10,opt,name=workload,proto3" json:"workload,omitempty"`
+	Id       uint32 `protobuf:"varint,11,opt,name=id,proto3" json:"id,omitempty"`
+	// RFC 1035 presentation form: a dot within a label is escaped.
+	Name  string `protobuf:"bytes,12,opt,name=name,proto3" json:"name,omitempty"`
+	Type  string `protobuf:"bytes,13,opt,name=type,proto3" json:"type,omitempty"`
+	Class string `protobuf:"bytes,14,opt,name=class,proto3" json:"class,omitempty"`
+	// answered, error, late, wrong_source, unanswered, cancelled, or pending.
+	Outcome string `protobuf:"bytes,15,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// Where query or response was last seen: client, redirect, nat, hop, resolver_received, resolver_answered, reply_hop or client_received.
+	Stage string `protobuf:"bytes,16,opt,name=stage,proto3" json:"stage,omitempty"`
+	// Which way the query took: local, direct, node_local, nat, redirected, or empty when not known.
+	Via string `protobuf:"bytes,17,opt,name=via,proto3" json:"via,omitempty"`
+	// NOERROR, NXDOMAIN, SERVFAIL, and so on; empty when no response came.
+	Rcode          string  `protobuf:"bytes,18,opt,name=rcode,proto3" json:"rcode,omitempty"`
+	LatencySeconds float64 `protobuf:"fixed64,19,opt,name=latency_seconds,json=latencySeconds,proto3" json:"latency_seconds,omitempty"`
+	// The same packet sent again counts.
+	Attempts uint32 `protobuf:"varint,20,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	// Number of the query that this one asks again; 0: none.
+	Repeats uint64 `protobuf:"varint,21,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	// Number of the query that was made with this one for another type; 0: none.
+	Twin uint64 `protobuf:"varint,22,opt,name=twin,proto3" json:"twin,omitempty"`
+	// The header's bits, of the response where one came.
+	Truncated          bool `protobuf:"varint,23,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	Authoritative      bool `protobuf:"varint,24,opt,name=authoritative,proto3" json:"authoritative,omitempty"`
+	RecursionDesired   bool `protobuf:"varint,25,opt,name=recursion_desired,json=recursionDesired,proto3" json:"recursion_desired,omitempty"`
+	RecursionAvailable bool `protobuf:"varint,26,opt,name=recursion_available,json=recursionAvailable,proto3" json:"recursion_available,omitempty"`
+	// UDP size in the response's EDNS; 0: it has none.
+	EdnsSize uint32       `protobuf:"varint,27,opt,name=edns_size,json=ednsSize,proto3" json:"edns_size,omitempty"`
+	Answers  []*DnsRecord `protobuf:"bytes,28,rep,name=answers,proto3" json:"answers,omitempty"`
+	// The response was longer than what was read of it, so answers may be missing.
+	Cut           bool     `protobuf:"varint,29,opt,name=cut,proto3" json:"cut,omitempty"`
+	Request       []*Hop   `protobuf:"bytes,30,rep,name=request,proto3" json:"request,omitempty"`
+	Reply         []*Hop   `protobuf:"bytes,31,rep,name=reply,proto3" json:"reply,omitempty"`
+	Drop          *DnsDrop `protobuf:"bytes,32,opt,name=drop,proto3" json:"drop,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsQuery) Reset() {
+	*x = DnsQuery{}
+	mi := &file_trace_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsQuery) ProtoMessage() {}
+
+func (x *DnsQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_trace_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsQuery.ProtoReflect.Descriptor instead.
+func (*DnsQuery) Descriptor() ([]byte, []int) {
+	return file_trace_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *DnsQuery) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *DnsQuery) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *DnsQuery) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *DnsQuery) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *DnsQuery) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *DnsQuery) GetResponder() string {
+	if x != nil {
+		return x.Responder
+	}
+	return ""
+}
+
+func (x *DnsQuery) GetProcess() *Process {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *DnsQuery) GetNetns() string {
+	if x != nil {
+		return x.Netns
+	}
+	return ""
+}
+
+func (x *DnsQuery) GetNetnsInode() uint32 {
+	if x != nil {
+		return x.NetnsInode
+	}
+	return 0
+}
+
+func (x *DnsQuery) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *DnsQuery) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *DnsQuery) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DnsQuery) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *DnsQuery) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *DnsQuery) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *DnsQuery) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *DnsQuery) GetVia() string {
+	if x != nil {
+		return x.Via
+	}
+	return ""
+}
+
+func (x *DnsQuery) GetRcode() string {
+	if x != nil {
+		return x.Rcode
+	}
+	return ""
+}
+
+func (x *DnsQuery) GetLatencySeconds() float64 {
+	if x != nil {
+		return x.LatencySeconds
+	}
+	return 0
+}
+
+func (x *DnsQuery) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *DnsQuery) GetRepeats() uint64 {
+	if x != nil {
+		return x.Repeats
+	}
+	return 0
+}
+
+func (x *DnsQuery) GetTwin() uint64 {
+	if x != nil {
+		return x.Twin
+	}
+	return 0
+}
+
+func (x *DnsQuery) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+func (x *DnsQuery) GetAuthoritative() bool {
+	if x != nil {
+		return x.Authoritative
+	}
+	return false
+}
+
+func (x *DnsQuery) GetRecursionDesired() bool {
+	if x != nil {
+		return x.RecursionDesired
+	}
+	return false
+}
+
+func (x *DnsQuery) GetRecursionAvailable() bool {
+	if x != nil {
+		return x.RecursionAvailable
+	}
+	return false
+}
+
+func (x *DnsQuery) GetEdnsSize() uint32 {
+	if x != nil {
+		return x.EdnsSize
+	}
+	return 0
+}
+
+func (x *DnsQuery) GetAnswers() []*DnsRecord {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+func (x *DnsQuery) GetCut() bool {
+	if x != nil {
+		return x.Cut
+	}
+	return false
+}
+
+func (x *DnsQuery) GetRequest() []*Hop {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *DnsQuery) GetReply() []*Hop {
+	if x != nil {
+		return x.Reply
+	}
+	return nil
+}
+
+func (x *DnsQuery) GetDrop() *DnsDrop {
+	if x != nil {
+		return x.Drop
+	}
+	return nil
+}
+
+type DnsRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	Ttl           uint32                 `protobuf:"varint,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Data          string                 `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsRecord) Reset() {
+	*x = DnsRecord{}
+	mi := &file_trace_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsRecord) ProtoMessage() {}
+
+func (x *DnsRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_trace_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsRecord.ProtoReflect.Descriptor instead.
+func (*DnsRecord) Descriptor() ([]byte, []int) {
+	return file_trace_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *DnsRecord) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DnsRecord) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *DnsRecord) GetTtl() uint32 {
+	if x != nil {
+		return x.Ttl
+	}
+	return 0
+}
+
+func (x *DnsRecord) GetData() string {
+	if x != nil {
+		return x.Data
+	}
+	return ""
+}
+
+// DnsDrop is a packet of a query or its response that the kernel dropped.
+type DnsDrop struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Time       *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	Direction  Direction              `protobuf:"varint,2,opt,name=direction,proto3,enum=replypath.trace.v1.Direction" json:"direction,omitempty"`
+	Netns      string                 `protobuf:"bytes,3,opt,name=netns,proto3" json:"netns,omitempty"`
+	NetnsInode uint32                 `protobuf:"varint,4,opt,name=netns_inode,json=netnsInode,proto3" json:"netns_inode,omitempty"`
+	Device     string                 `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`
+	// The kernel's reason and the function that dropped, as far as it tells them.
+	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Symbol        string `protobuf:"bytes,7,opt,name=symbol,proto3" json:"symbol,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsDrop) Reset() {
+	*x = DnsDrop{}
+	mi := &file_trace_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsDrop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsDrop) ProtoMessage() {}
+
+func (x *DnsDrop) ProtoReflect() protoreflect.Message {
+	mi := &file_trace_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsDrop.ProtoReflect.Descriptor instead.
+func (*DnsDrop) Descriptor() ([]byte, []int) {
+	return file_trace_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DnsDrop) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *DnsDrop) GetDirection() Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return Direction_DIRECTION_UNSPECIFIED
+}
+
+func (x *DnsDrop) GetNetns() string {
+	if x != nil {
+		return x.Netns
+	}
+	return ""
+}
+
+func (x *DnsDrop) GetNetnsInode() uint32 {
+	if x != nil {
+		return x.NetnsInode
+	}
+	return 0
+}
+
+func (x *DnsDrop) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *DnsDrop) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DnsDrop) GetSymbol() string {
+	if x != nil {
+		return x.Symbol
+	}
+	return ""
+}
+
+// DnsSummary ends the output of `replypath dns`.
+type DnsSummary struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Queries  uint64                 `protobuf:"varint,1,opt,name=queries,proto3" json:"queries,omitempty"`
+	Answered uint64                 `protobuf:"varint,2,opt,name=answered,proto3" json:"answered,omitempty"`
+	// Queries that failed, by outcome.
+	Failures map[string]uint64 `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Of responses.
+	Rcodes            map[string]uint64 `protobuf:"bytes,4,rep,name=rcodes,proto3" json:"rcodes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	LatencyP50Seconds float64           `protobuf:"fixed64,5,opt,name=latency_p50_seconds,json=latencyP50Seconds,proto3" json:"latency_p50_seconds,omitempty"`
+	LatencyP95Seconds float64           `protobuf:"fixed64,6,opt,name=latency_p95_seconds,json=latencyP95Seconds,proto3" json:"latency_p95_seconds,omitempty"`
+	LatencyP99Seconds float64           `protobuf:"fixed64,7,opt,name=latency_p99_seconds,json=latencyP99Seconds,proto3" json:"latency_p99_seconds,omitempty"`
+	TopNames          []*DnsName        `protobuf:"bytes,8,rep,name=top_names,json=topNames,proto3" json:"top_names,omitempty"`
+	LostEvents        uint32            `protobuf:"varint,9,opt,name=lost_events,json=lostEvents,proto3" json:"lost_events,omitempty"`
+	Losses            []*Loss           `protobuf:"bytes,10,rep,name=losses,proto3" json:"losses,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *DnsSummary) Reset() {
+	*x = DnsSummary{}
+	mi := &file_trace_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsSummary) ProtoMessage() {}
+
+func (x *DnsSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_trace_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsSummary.ProtoReflect.Descriptor instead.
+func (*DnsSummary) Descriptor() ([]byte, []int) {
+	return file_trace_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DnsSummary) GetQueries() uint64 {
+	if x != nil {
+		return x.Queries
+	}
+	return 0
+}
+
+func (x *DnsSummary) GetAnswered() uint64 {
+	if x != nil {
+		return x.Answered
+	}
+	return 0
+}
+
+func (x *DnsSummary) GetFailures() map[string]uint64 {
+	if x != nil {
+		return x.Failures
+	}
+	return nil
+}
+
+func (x *DnsSummary) GetRcodes() map[string]uint64 {
+	if x != nil {
+		return x.Rcodes
+	}
+	return nil
+}
+
+func (x *DnsSummary) GetLatencyP50Seconds() float64 {
+	if x != nil {
+		return x.LatencyP50Seconds
+	}
+	return 0
+}
+
+func (x *DnsSummary) GetLatencyP95Seconds() float64 {
+	if x != nil {
+		return x.LatencyP95Seconds
+	}
+	return 0
+}
+
+func (x *DnsSummary) GetLatencyP99Seconds() float64 {
+	if x != nil {
+		return x.LatencyP99Seconds
+	}
+	return 0
+}
+
+func (x *DnsSummary) GetTopNames() []*DnsName {
+	if x != nil {
+		return x.TopNames
+	}
+	return nil
+}
+
+func (x *DnsSummary) GetLostEvents() uint32 {
+	if x != nil {
+		return x.LostEvents
+	}
+	return 0
+}
+
+func (x *DnsSummary) GetLosses() []*Loss {
+	if x != nil {
+		return x.Losses
+	}
+	return nil
+}
+
+type DnsName struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Queries       uint64                 `protobuf:"varint,2,opt,name=queries,proto3" json:"queries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsName) Reset() {
+	*x = DnsName{}
+	mi := &file_trace_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsName) ProtoMessage() {}
+
+func (x *DnsName) ProtoReflect() protoreflect.Message {
+	mi := &file_trace_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsName.ProtoReflect.Descriptor instead.
+func (*DnsName) Descriptor() ([]byte, []int) {
+	return file_trace_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *DnsName) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DnsName) GetQueries() uint64 {
+	if x != nil {
+		return x.Queries
+	}
+	return 0
+}
+
 var File_trace_proto protoreflect.FileDescriptor
 
 const file_trace_proto_rawDesc = "" +
@@ -1680,14 +2593,106 @@ const file_trace_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
-	"\x05means\x18\x04 \x01(\tR\x05means*>\n" +
+	"\x05means\x18\x04 \x01(\tR\x05means\"\xb4\x01\n" +
+	"\n" +
+	"DnsRequest\x12\x16\n" +
+	"\x06filter\x18\x01 \x01(\tR\x06filter\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
+	"\x06follow\x18\x03 \x01(\bR\x06follow\x12#\n" +
+	"\rprocess_group\x18\x04 \x01(\rR\fprocessGroup\x12\x1f\n" +
+	"\vlosses_only\x18\x05 \x01(\bR\n" +
+	"lossesOnly\"\xc6\x01\n" +
+	"\vDnsResponse\x12:\n" +
+	"\aqueries\x18\x01 \x01(\v2\x1e.replypath.trace.v1.DnsQueriesH\x00R\aqueries\x12.\n" +
+	"\x03end\x18\x02 \x01(\v2\x1a.replypath.trace.v1.DnsEndH\x00R\x03end\x12A\n" +
+	"\vlost_events\x18\x03 \x01(\v2\x1e.replypath.trace.v1.LostEventsH\x00R\n" +
+	"lostEventsB\b\n" +
+	"\x06result\"D\n" +
+	"\n" +
+	"DnsQueries\x126\n" +
+	"\aqueries\x18\x01 \x03(\v2\x1c.replypath.trace.v1.DnsQueryR\aqueries\":\n" +
+	"\x06DnsEnd\x120\n" +
+	"\x06losses\x18\x01 \x03(\v2\x18.replypath.trace.v1.LossR\x06losses\"\xfc\a\n" +
+	"\bDnsQuery\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x16\n" +
+	"\x06client\x18\x04 \x01(\tR\x06client\x12\x16\n" +
+	"\x06server\x18\x05 \x01(\tR\x06server\x12\x1c\n" +
+	"\tresponder\x18\x06 \x01(\tR\tresponder\x125\n" +
+	"\aprocess\x18\a \x01(\v2\x1b.replypath.trace.v1.ProcessR\aprocess\x12\x14\n" +
+	"\x05netns\x18\b \x01(\tR\x05netns\x12\x1f\n" +
+	"\vnetns_inode\x18\t \x01(\rR\n" +
+	"netnsInode\x12\x1a\n" +
+	"\bworkload\x18\n" +
+	" \x01(\tR\bworkload\x12\x0e\n" +
+	"\x02id\x18\v \x01(\rR\x02id\x12\x12\n" +
+	"\x04name\x18\f \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\r \x01(\tR\x04type\x12\x14\n" +
+	"\x05class\x18\x0e \x01(\tR\x05class\x12\x18\n" +
+	"\aoutcome\x18\x0f \x01(\tR\aoutcome\x12\x14\n" +
+	"\x05stage\x18\x10 \x01(\tR\x05stage\x12\x10\n" +
+	"\x03via\x18\x11 \x01(\tR\x03via\x12\x14\n" +
+	"\x05rcode\x18\x12 \x01(\tR\x05rcode\x12'\n" +
+	"\x0flatency_seconds\x18\x13 \x01(\x01R\x0elatencySeconds\x12\x1a\n" +
+	"\battempts\x18\x14 \x01(\rR\battempts\x12\x18\n" +
+	"\arepeats\x18\x15 \x01(\x04R\arepeats\x12\x12\n" +
+	"\x04twin\x18\x16 \x01(\x04R\x04twin\x12\x1c\n" +
+	"\ttruncated\x18\x17 \x01(\bR\ttruncated\x12$\n" +
+	"\rauthoritative\x18\x18 \x01(\bR\rauthoritative\x12+\n" +
+	"\x11recursion_desired\x18\x19 \x01(\bR\x10recursionDesired\x12/\n" +
+	"\x13recursion_available\x18\x1a \x01(\bR\x12recursionAvailable\x12\x1b\n" +
+	"\tedns_size\x18\x1b \x01(\rR\bednsSize\x127\n" +
+	"\aanswers\x18\x1c \x03(\v2\x1d.replypath.trace.v1.DnsRecordR\aanswers\x12\x10\n" +
+	"\x03cut\x18\x1d \x01(\bR\x03cut\x121\n" +
+	"\arequest\x18\x1e \x03(\v2\x17.replypath.trace.v1.HopR\arequest\x12-\n" +
+	"\x05reply\x18\x1f \x03(\v2\x17.replypath.trace.v1.HopR\x05reply\x12/\n" +
+	"\x04drop\x18  \x01(\v2\x1b.replypath.trace.v1.DnsDropR\x04drop\"Y\n" +
+	"\tDnsRecord\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x10\n" +
+	"\x03ttl\x18\x03 \x01(\rR\x03ttl\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\tR\x04data\"\xf5\x01\n" +
+	"\aDnsDrop\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12;\n" +
+	"\tdirection\x18\x02 \x01(\x0e2\x1d.replypath.trace.v1.DirectionR\tdirection\x12\x14\n" +
+	"\x05netns\x18\x03 \x01(\tR\x05netns\x12\x1f\n" +
+	"\vnetns_inode\x18\x04 \x01(\rR\n" +
+	"netnsInode\x12\x16\n" +
+	"\x06device\x18\x05 \x01(\tR\x06device\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06symbol\x18\a \x01(\tR\x06symbol\"\xe5\x04\n" +
+	"\n" +
+	"DnsSummary\x12\x18\n" +
+	"\aqueries\x18\x01 \x01(\x04R\aqueries\x12\x1a\n" +
+	"\banswered\x18\x02 \x01(\x04R\banswered\x12H\n" +
+	"\bfailures\x18\x03 \x03(\v2,.replypath.trace.v1.DnsSummary.FailuresEntryR\bfailures\x12B\n" +
+	"\x06rcodes\x18\x04 \x03(\v2*.replypath.trace.v1.DnsSummary.RcodesEntryR\x06rcodes\x12.\n" +
+	"\x13latency_p50_seconds\x18\x05 \x01(\x01R\x11latencyP50Seconds\x12.\n" +
+	"\x13latency_p95_seconds\x18\x06 \x01(\x01R\x11latencyP95Seconds\x12.\n" +
+	"\x13latency_p99_seconds\x18\a \x01(\x01R\x11latencyP99Seconds\x128\n" +
+	"\ttop_names\x18\b \x03(\v2\x1b.replypath.trace.v1.DnsNameR\btopNames\x12\x1f\n" +
+	"\vlost_events\x18\t \x01(\rR\n" +
+	"lostEvents\x120\n" +
+	"\x06losses\x18\n" +
+	" \x03(\v2\x18.replypath.trace.v1.LossR\x06losses\x1a;\n" +
+	"\rFailuresEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a9\n" +
+	"\vRcodesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"7\n" +
+	"\aDnsName\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aqueries\x18\x02 \x01(\x04R\aqueries*>\n" +
 	"\tDirection\x12\x19\n" +
 	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aREQUEST\x10\x01\x12\t\n" +
-	"\x05REPLY\x10\x022\xff\x01\n" +
+	"\x05REPLY\x10\x022\xc9\x02\n" +
 	"\x06Tracer\x12T\n" +
 	"\aExplain\x12\".replypath.trace.v1.ExplainRequest\x1a#.replypath.trace.v1.ExplainResponse0\x01\x12N\n" +
-	"\x05Watch\x12 .replypath.trace.v1.WatchRequest\x1a!.replypath.trace.v1.WatchResponse0\x01\x12O\n" +
+	"\x05Watch\x12 .replypath.trace.v1.WatchRequest\x1a!.replypath.trace.v1.WatchResponse0\x01\x12H\n" +
+	"\x03Dns\x12\x1e.replypath.trace.v1.DnsRequest\x1a\x1f.replypath.trace.v1.DnsResponse0\x01\x12O\n" +
 	"\x06Status\x12!.replypath.trace.v1.StatusRequest\x1a\".replypath.trace.v1.StatusResponseB5Z3github.com/replypath/replypath/api/trace/v1;tracev1b\x06proto3"
 
 var (
@@ -1703,7 +2708,7 @@ func file_trace_proto_rawDescGZIP() []byte {
 }
 
 var file_trace_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_trace_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_trace_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_trace_proto_goTypes = []any{
 	(Direction)(0),                // 0: replypath.trace.v1.Direction
 	(*ExplainRequest)(nil),        // 1: replypath.trace.v1.ExplainRequest
@@ -1724,10 +2729,21 @@ var file_trace_proto_goTypes = []any{
 	(*Loss)(nil),                  // 16: replypath.trace.v1.Loss
 	(*Node)(nil),                  // 17: replypath.trace.v1.Node
 	(*HookStatus)(nil),            // 18: replypath.trace.v1.HookStatus
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*DnsRequest)(nil),            // 19: replypath.trace.v1.DnsRequest
+	(*DnsResponse)(nil),           // 20: replypath.trace.v1.DnsResponse
+	(*DnsQueries)(nil),            // 21: replypath.trace.v1.DnsQueries
+	(*DnsEnd)(nil),                // 22: replypath.trace.v1.DnsEnd
+	(*DnsQuery)(nil),              // 23: replypath.trace.v1.DnsQuery
+	(*DnsRecord)(nil),             // 24: replypath.trace.v1.DnsRecord
+	(*DnsDrop)(nil),               // 25: replypath.trace.v1.DnsDrop
+	(*DnsSummary)(nil),            // 26: replypath.trace.v1.DnsSummary
+	(*DnsName)(nil),               // 27: replypath.trace.v1.DnsName
+	nil,                           // 28: replypath.trace.v1.DnsSummary.FailuresEntry
+	nil,                           // 29: replypath.trace.v1.DnsSummary.RcodesEntry
+	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
 }
 var file_trace_proto_depIdxs = []int32{
-	19, // 0: replypath.trace.v1.ExplainRequest.since:type_name -> google.protobuf.Timestamp
+	30, // 0: replypath.trace.v1.ExplainRequest.since:type_name -> google.protobuf.Timestamp
 	7,  // 1: replypath.trace.v1.ExplainResponse.finding:type_name -> replypath.trace.v1.Finding
 	11, // 2: replypath.trace.v1.ExplainResponse.path:type_name -> replypath.trace.v1.Path
 	14, // 3: replypath.trace.v1.ExplainResponse.summary:type_name -> replypath.trace.v1.Summary
@@ -1739,32 +2755,52 @@ var file_trace_proto_depIdxs = []int32{
 	8,  // 9: replypath.trace.v1.Finding.where:type_name -> replypath.trace.v1.Where
 	11, // 10: replypath.trace.v1.Finding.path:type_name -> replypath.trace.v1.Path
 	9,  // 11: replypath.trace.v1.Finding.evidence:type_name -> replypath.trace.v1.Evidence
-	19, // 12: replypath.trace.v1.Finding.first_seen:type_name -> google.protobuf.Timestamp
-	19, // 13: replypath.trace.v1.Finding.last_seen:type_name -> google.protobuf.Timestamp
+	30, // 12: replypath.trace.v1.Finding.first_seen:type_name -> google.protobuf.Timestamp
+	30, // 13: replypath.trace.v1.Finding.last_seen:type_name -> google.protobuf.Timestamp
 	10, // 14: replypath.trace.v1.Finding.connections:type_name -> replypath.trace.v1.Connection
-	19, // 15: replypath.trace.v1.Evidence.time:type_name -> google.protobuf.Timestamp
-	19, // 16: replypath.trace.v1.Connection.last_seen:type_name -> google.protobuf.Timestamp
+	30, // 15: replypath.trace.v1.Evidence.time:type_name -> google.protobuf.Timestamp
+	30, // 16: replypath.trace.v1.Connection.last_seen:type_name -> google.protobuf.Timestamp
 	12, // 17: replypath.trace.v1.Path.request:type_name -> replypath.trace.v1.Hop
 	12, // 18: replypath.trace.v1.Path.reply:type_name -> replypath.trace.v1.Hop
-	19, // 19: replypath.trace.v1.Path.first_seen:type_name -> google.protobuf.Timestamp
-	19, // 20: replypath.trace.v1.Path.last_seen:type_name -> google.protobuf.Timestamp
+	30, // 19: replypath.trace.v1.Path.first_seen:type_name -> google.protobuf.Timestamp
+	30, // 20: replypath.trace.v1.Path.last_seen:type_name -> google.protobuf.Timestamp
 	13, // 21: replypath.trace.v1.Path.process:type_name -> replypath.trace.v1.Process
-	19, // 22: replypath.trace.v1.Hop.time:type_name -> google.protobuf.Timestamp
+	30, // 22: replypath.trace.v1.Hop.time:type_name -> google.protobuf.Timestamp
 	16, // 23: replypath.trace.v1.Summary.losses:type_name -> replypath.trace.v1.Loss
 	18, // 24: replypath.trace.v1.Node.hooks:type_name -> replypath.trace.v1.HookStatus
 	16, // 25: replypath.trace.v1.Node.losses:type_name -> replypath.trace.v1.Loss
-	19, // 26: replypath.trace.v1.Node.started:type_name -> google.protobuf.Timestamp
-	1,  // 27: replypath.trace.v1.Tracer.Explain:input_type -> replypath.trace.v1.ExplainRequest
-	3,  // 28: replypath.trace.v1.Tracer.Watch:input_type -> replypath.trace.v1.WatchRequest
-	5,  // 29: replypath.trace.v1.Tracer.Status:input_type -> replypath.trace.v1.StatusRequest
-	2,  // 30: replypath.trace.v1.Tracer.Explain:output_type -> replypath.trace.v1.ExplainResponse
-	4,  // 31: replypath.trace.v1.Tracer.Watch:output_type -> replypath.trace.v1.WatchResponse
-	6,  // 32: replypath.trace.v1.Tracer.Status:output_type -> replypath.trace.v1.StatusResponse
-	30, // [30:33] is the sub-list for method output_type
-	27, // [27:30] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	30, // 26: replypath.trace.v1.Node.started:type_name -> google.protobuf.Timestamp
+	30, // 27: replypath.trace.v1.DnsRequest.since:type_name -> google.protobuf.Timestamp
+	21, // 28: replypath.trace.v1.DnsResponse.queries:type_name -> replypath.trace.v1.DnsQueries
+	22, // 29: replypath.trace.v1.DnsResponse.end:type_name -> replypath.trace.v1.DnsEnd
+	15, // 30: replypath.trace.v1.DnsResponse.lost_events:type_name -> replypath.trace.v1.LostEvents
+	23, // 31: replypath.trace.v1.DnsQueries.queries:type_name -> replypath.trace.v1.DnsQuery
+	16, // 32: replypath.trace.v1.DnsEnd.losses:type_name -> replypath.trace.v1.Loss
+	30, // 33: replypath.trace.v1.DnsQuery.time:type_name -> google.protobuf.Timestamp
+	13, // 34: replypath.trace.v1.DnsQuery.process:type_name -> replypath.trace.v1.Process
+	24, // 35: replypath.trace.v1.DnsQuery.answers:type_name -> replypath.trace.v1.DnsRecord
+	12, // 36: replypath.trace.v1.DnsQuery.request:type_name -> replypath.trace.v1.Hop
+	12, // 37: replypath.trace.v1.DnsQuery.reply:type_name -> replypath.trace.v1.Hop
+	25, // 38: replypath.trace.v1.DnsQuery.drop:type_name -> replypath.trace.v1.DnsDrop
+	30, // 39: replypath.trace.v1.DnsDrop.time:type_name -> google.protobuf.Timestamp
+	0,  // 40: replypath.trace.v1.DnsDrop.direction:type_name -> replypath.trace.v1.Direction
+	28, // 41: replypath.trace.v1.DnsSummary.failures:type_name -> replypath.trace.v1.DnsSummary.FailuresEntry
+	29, // 42: replypath.trace.v1.DnsSummary.rcodes:type_name -> replypath.trace.v1.DnsSummary.RcodesEntry
+	27, // 43: replypath.trace.v1.DnsSummary.top_names:type_name -> replypath.trace.v1.DnsName
+	16, // 44: replypath.trace.v1.DnsSummary.losses:type_name -> replypath.trace.v1.Loss
+	1,  // 45: replypath.trace.v1.Tracer.Explain:input_type -> replypath.trace.v1.ExplainRequest
+	3,  // 46: replypath.trace.v1.Tracer.Watch:input_type -> replypath.trace.v1.WatchRequest
+	19, // 47: replypath.trace.v1.Tracer.Dns:input_type -> replypath.trace.v1.DnsRequest
+	5,  // 48: replypath.trace.v1.Tracer.Status:input_type -> replypath.trace.v1.StatusRequest
+	2,  // 49: replypath.trace.v1.Tracer.Explain:output_type -> replypath.trace.v1.ExplainResponse
+	4,  // 50: replypath.trace.v1.Tracer.Watch:output_type -> replypath.trace.v1.WatchResponse
+	20, // 51: replypath.trace.v1.Tracer.Dns:output_type -> replypath.trace.v1.DnsResponse
+	6,  // 52: replypath.trace.v1.Tracer.Status:output_type -> replypath.trace.v1.StatusResponse
+	49, // [49:53] is the sub-list for method output_type
+	45, // [45:49] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_trace_proto_init() }
@@ -1782,13 +2818,18 @@ func file_trace_proto_init() {
 		(*WatchResponse_Path)(nil),
 		(*WatchResponse_LostEvents)(nil),
 	}
+	file_trace_proto_msgTypes[19].OneofWrappers = []any{
+		(*DnsResponse_Queries)(nil),
+		(*DnsResponse_End)(nil),
+		(*DnsResponse_LostEvents)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_trace_proto_rawDesc), len(file_trace_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   18,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

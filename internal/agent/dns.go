@@ -1,0 +1,76 @@
+package agent
+
+import (
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/replypath/replypath/internal/metrics"
+	"github.com/replypath/replypath/pkg/trace"
+	"github.com/replypath/replypath/pkg/trace/dns"
+)
+
+// hostPIDs is the inode of the initial PID namespace: PROC_PID_INIT_INO of include/linux/proc_ns.h.
+const hostPIDs = 0xeffffffc
+
+// processWatch returns what tells whether a process of the initial PID namespace
+// has exited; nil where this process cannot see those.
+func processWatch() func(uint32) bool {
+	var st unix.Stat_t
+	if unix.Stat("/proc/self/ns/pid", &st) != nil || st.Ino != hostPIDs {
+		return nil
+	}
+	return func(pid uint32) bool {
+		_, err := os.Stat("/proc/" + strconv.FormatUint(uint64(pid), 10))
+		return os.IsNotExist(err)
+	}
+}
+
+// dnsCounter counts DNS queries as they end. It is safe for concurrent use.
+type dnsCounter struct {
+	mu    sync.Mutex
+	names int // how many names are counted apart; 0: none
+	stats metrics.DNS
+}
+
+func newDNSCounter(names int) *dnsCounter {
+	return &dnsCounter{names: names, stats: metrics.NewDNS()}
+}
+
+func (c *dnsCounter) add(x *trace.Exchange) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !x.Revised {
+		c.stats.Queries++
+		c.addName(x.Name)
+		if x.Outcome == trace.Unanswered || x.Outcome == trace.WrongSource {
+			c.stats.Unanswered[x.Stage.String()]++
+		}
+	}
+	if x.Latency > 0 && (x.Outcome == trace.Answered || x.Outcome == trace.Failed || x.Outcome == trace.Late) {
+		c.stats.Responses[dns.RcodeName(x.Rcode)]++
+		c.stats.Observe(x.Latency.Seconds())
+	}
+}
+
+func (c *dnsCounter) addName(name string) {
+	if c.names == 0 {
+		return
+	}
+	if _, known := c.stats.Names[name]; !known && len(c.stats.Names) >= c.names {
+		name = "other"
+	}
+	c.stats.Names[name]++
+}
+
+func (c *dnsCounter) snapshot() metrics.DNS {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stats.Clone()
+}
+
+// dnsDeadline is after which time a query counts as unanswered: what resolvers wait (resolv.conf(5)).
+const dnsDeadline = 5 * time.Second
