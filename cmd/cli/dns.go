@@ -147,7 +147,7 @@ func (w *world) dnsLive(ctx context.Context, conn *connection, q *tracev1.DnsReq
 		ctx, cancel = context.WithTimeout(ctx, d)
 		defer cancel()
 	}
-	stream, err := conn.Dns(ctx, q)
+	stream, err := conn.Queries(ctx, q)
 	if err != nil {
 		return conn.failure(err)
 	}
@@ -201,7 +201,7 @@ type queryPrinter struct {
 func (p *queryPrinter) ask(ctx context.Context, conn *connection, q *tracev1.DnsRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	stream, err := conn.Dns(ctx, q)
+	stream, err := conn.Queries(ctx, q)
 	if err != nil {
 		return conn.failure(err)
 	}

@@ -181,7 +181,7 @@ func (b *buffer) String() string {
 	return b.b.String()
 }
 
-func (f *fakeTracer) Dns(q *tracev1.DnsRequest, out grpc.ServerStreamingServer[tracev1.DnsResponse]) error {
+func (f *fakeTracer) Queries(q *tracev1.DnsRequest, out grpc.ServerStreamingServer[tracev1.DnsResponse]) error {
 	f.note(q)
 	if err := out.SendHeader(nil); err != nil {
 		return err

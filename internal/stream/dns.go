@@ -26,8 +26,8 @@ const (
 
 type dnsAnswer = grpc.ServerStreamingServer[tracev1.DnsResponse]
 
-// Dns implements tracev1.TracerServer. Its header is sent when the subscription stands.
-func (s *service) Dns(request *tracev1.DnsRequest, answer dnsAnswer) error {
+// Queries implements tracev1.TracerServer. Its header is sent when the subscription stands.
+func (s *service) Queries(request *tracev1.DnsRequest, answer dnsAnswer) error {
 	selected, err := parseSelection(request.GetFilter(), request.GetProcessGroup())
 	if err != nil {
 		return err

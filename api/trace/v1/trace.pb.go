@@ -2688,11 +2688,11 @@ const file_trace_proto_rawDesc = "" +
 	"\tDirection\x12\x19\n" +
 	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aREQUEST\x10\x01\x12\t\n" +
-	"\x05REPLY\x10\x022\xc9\x02\n" +
+	"\x05REPLY\x10\x022\xcd\x02\n" +
 	"\x06Tracer\x12T\n" +
 	"\aExplain\x12\".replypath.trace.v1.ExplainRequest\x1a#.replypath.trace.v1.ExplainResponse0\x01\x12N\n" +
-	"\x05Watch\x12 .replypath.trace.v1.WatchRequest\x1a!.replypath.trace.v1.WatchResponse0\x01\x12H\n" +
-	"\x03Dns\x12\x1e.replypath.trace.v1.DnsRequest\x1a\x1f.replypath.trace.v1.DnsResponse0\x01\x12O\n" +
+	"\x05Watch\x12 .replypath.trace.v1.WatchRequest\x1a!.replypath.trace.v1.WatchResponse0\x01\x12L\n" +
+	"\aQueries\x12\x1e.replypath.trace.v1.DnsRequest\x1a\x1f.replypath.trace.v1.DnsResponse0\x01\x12O\n" +
 	"\x06Status\x12!.replypath.trace.v1.StatusRequest\x1a\".replypath.trace.v1.StatusResponseB5Z3github.com/replypath/replypath/api/trace/v1;tracev1b\x06proto3"
 
 var (
@@ -2790,11 +2790,11 @@ var file_trace_proto_depIdxs = []int32{
 	16, // 44: replypath.trace.v1.DnsSummary.losses:type_name -> replypath.trace.v1.Loss
 	1,  // 45: replypath.trace.v1.Tracer.Explain:input_type -> replypath.trace.v1.ExplainRequest
 	3,  // 46: replypath.trace.v1.Tracer.Watch:input_type -> replypath.trace.v1.WatchRequest
-	19, // 47: replypath.trace.v1.Tracer.Dns:input_type -> replypath.trace.v1.DnsRequest
+	19, // 47: replypath.trace.v1.Tracer.Queries:input_type -> replypath.trace.v1.DnsRequest
 	5,  // 48: replypath.trace.v1.Tracer.Status:input_type -> replypath.trace.v1.StatusRequest
 	2,  // 49: replypath.trace.v1.Tracer.Explain:output_type -> replypath.trace.v1.ExplainResponse
 	4,  // 50: replypath.trace.v1.Tracer.Watch:output_type -> replypath.trace.v1.WatchResponse
-	20, // 51: replypath.trace.v1.Tracer.Dns:output_type -> replypath.trace.v1.DnsResponse
+	20, // 51: replypath.trace.v1.Tracer.Queries:output_type -> replypath.trace.v1.DnsResponse
 	6,  // 52: replypath.trace.v1.Tracer.Status:output_type -> replypath.trace.v1.StatusResponse
 	49, // [49:53] is the sub-list for method output_type
 	45, // [45:49] is the sub-list for method input_type

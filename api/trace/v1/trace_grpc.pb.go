@@ -24,7 +24,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Tracer_Explain_FullMethodName = "/replypath.trace.v1.Tracer/Explain"
 	Tracer_Watch_FullMethodName   = "/replypath.trace.v1.Tracer/Watch"
-	Tracer_Dns_FullMethodName     = "/replypath.trace.v1.Tracer/Dns"
+	Tracer_Queries_FullMethodName = "/replypath.trace.v1.Tracer/Queries"
 	Tracer_Status_FullMethodName  = "/replypath.trace.v1.Tracer/Status"
 )
 
@@ -38,8 +38,8 @@ type TracerClient interface {
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExplainResponse], error)
 	// Watch streams findings and flows as they are made, until the client goes away.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
-	// Dns streams DNS queries and how each ended: those that are kept, then, when asked to follow, those that end from now on.
-	Dns(ctx context.Context, in *DnsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DnsResponse], error)
+	// Queries streams DNS queries and how each ended: those that are kept, then, when asked to follow, those that end from now on.
+	Queries(ctx context.Context, in *DnsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DnsResponse], error)
 	// Status says what the agent can see, and what it has lost.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 }
@@ -90,9 +90,9 @@ func (c *tracerClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Tracer_WatchClient = grpc.ServerStreamingClient[WatchResponse]
 
-func (c *tracerClient) Dns(ctx context.Context, in *DnsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DnsResponse], error) {
+func (c *tracerClient) Queries(ctx context.Context, in *DnsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DnsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Tracer_ServiceDesc.Streams[2], Tracer_Dns_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Tracer_ServiceDesc.Streams[2], Tracer_Queries_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +107,7 @@ func (c *tracerClient) Dns(ctx context.Context, in *DnsRequest, opts ...grpc.Cal
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Tracer_DnsClient = grpc.ServerStreamingClient[DnsResponse]
+type Tracer_QueriesClient = grpc.ServerStreamingClient[DnsResponse]
 
 func (c *tracerClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -129,8 +129,8 @@ type TracerServer interface {
 	Explain(*ExplainRequest, grpc.ServerStreamingServer[ExplainResponse]) error
 	// Watch streams findings and flows as they are made, until the client goes away.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
-	// Dns streams DNS queries and how each ended: those that are kept, then, when asked to follow, those that end from now on.
-	Dns(*DnsRequest, grpc.ServerStreamingServer[DnsResponse]) error
+	// Queries streams DNS queries and how each ended: those that are kept, then, when asked to follow, those that end from now on.
+	Queries(*DnsRequest, grpc.ServerStreamingServer[DnsResponse]) error
 	// Status says what the agent can see, and what it has lost.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	mustEmbedUnimplementedTracerServer()
@@ -149,8 +149,8 @@ func (UnimplementedTracerServer) Explain(*ExplainRequest, grpc.ServerStreamingSe
 func (UnimplementedTracerServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
 }
-func (UnimplementedTracerServer) Dns(*DnsRequest, grpc.ServerStreamingServer[DnsResponse]) error {
-	return status.Error(codes.Unimplemented, "method Dns not implemented")
+func (UnimplementedTracerServer) Queries(*DnsRequest, grpc.ServerStreamingServer[DnsResponse]) error {
+	return status.Error(codes.Unimplemented, "method Queries not implemented")
 }
 func (UnimplementedTracerServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -198,16 +198,16 @@ func _Tracer_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Tracer_WatchServer = grpc.ServerStreamingServer[WatchResponse]
 
-func _Tracer_Dns_Handler(srv interface{}, stream grpc.ServerStream) error {
+func _Tracer_Queries_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(DnsRequest)
 	if err := stream.RecvMsg(m); err != nil {
 		return err
 	}
-	return srv.(TracerServer).Dns(m, &grpc.GenericServerStream[DnsRequest, DnsResponse]{ServerStream: stream})
+	return srv.(TracerServer).Queries(m, &grpc.GenericServerStream[DnsRequest, DnsResponse]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Tracer_DnsServer = grpc.ServerStreamingServer[DnsResponse]
+type Tracer_QueriesServer = grpc.ServerStreamingServer[DnsResponse]
 
 func _Tracer_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
@@ -251,8 +251,8 @@ var Tracer_ServiceDesc = grpc.ServiceDesc{
 			ServerStreams: true,
 		},
 		{
-			StreamName:    "Dns",
-			Handler:       _Tracer_Dns_Handler,
+			StreamName:    "Queries",
+			Handler:       _Tracer_Queries_Handler,
 			ServerStreams: true,
 		},
 	},
