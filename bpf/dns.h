@@ -34,6 +34,14 @@ static __always_inline bool is_dns(const struct headers *h)
 	return ports && (has_bit(ports, load16(h->transport + 2)) || has_bit(ports, load16(h->transport)));
 }
 
+/* is_port: DNS is spoken on it. */
+static __always_inline bool is_port(__u16 port)
+{
+	struct dns_ports *ports = known_ports();
+
+	return ports && has_bit(ports, port);
+}
+
 /* is_redirected: conntrack says that the packet was meant for port 53, or answers one
  * that was. The port that it goes to instead is one of DNS from now on. */
 static __always_inline bool is_redirected(const struct sk_buff *skb)
@@ -129,6 +137,15 @@ static __always_inline __u32 read_payload(void *to, __u32 max, const struct dns_
 	return read_bytes(to, n, p, skb) ? n : 0;
 }
 
+static __always_inline __u32 netns_of(const struct net_device *dev)
+{
+	if (typed_arguments)
+		return dev->nd_net.net->ns.inum;
+	return BPF_CORE_READ(dev, nd_net.net, ns.inum);
+}
+
+#define TASK(p) ((struct task_struct *)bpf_rdonly_cast((p), bpf_core_type_id_kernel(struct task_struct)))
+
 /* fill_asker: who sends a query. A socket's packet leaves in its process's context, but
  * for those that waited for a neighbour: then current may be anybody. */
 static __always_inline void fill_asker(struct event *e, const struct sk_buff *skb)
@@ -138,6 +155,16 @@ static __always_inline void fill_asker(struct event *e, const struct sk_buff *sk
 
 	if (!READ_ARGUMENT(skb, sk) || READ_ARGUMENT(skb, skb_iif) || !dev)
 		return;
+	if (typed_arguments && bpf_ksym_exists(bpf_rdonly_cast)) {
+		struct task_struct *t = TASK(task);
+
+		if (!t->mm || t->nsproxy->net_ns->ns.inum != netns_of(dev))
+			return;
+		e->pid = bpf_get_current_pid_tgid() >> 32;
+		e->pgid = t->signal->pids[PIDTYPE_PGID]->numbers[0].nr;
+		copy16(e->comm, &t->group_leader->comm);
+		return;
+	}
 	if (!BPF_CORE_READ(task, mm) || BPF_CORE_READ(task, nsproxy, net_ns) != BPF_CORE_READ(dev, nd_net.net))
 		return;
 	fill_process(e);
@@ -152,12 +179,15 @@ static __always_inline void fill_lean(struct event *e, const struct sk_buff *skb
 
 	e->skb = (__u64)skb;
 	e->in_ifindex = READ_ARGUMENT(skb, skb_iif);
-	if (BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type) == PACKET_OTHERHOST)
+	if (packet_type(skb) == PACKET_OTHERHOST)
 		e->flags |= EVENT_OTHERHOST;
 	if (h->more)
 		e->ip_flags |= IP_FLAG_MF;
-	if (dev)
-		fill_device(e, dev);
+	if (dev) {
+		e->netns = netns_of(dev);
+		e->ifindex = READ_ARGUMENT(dev, ifindex);
+		copy16(e->device, &dev->name);
+	}
 	fill_addresses(&e->tuple, h);
 	e->tuple.sport = load16(h->transport);
 	e->tuple.dport = load16(h->transport + 2);
@@ -191,7 +221,7 @@ static __always_inline void fill_dns(struct event_conntrack *ec, __u16 hook, con
 		fill_place(e, skb);
 		fill_skb(e, skb, h);
 	}
-	if (hook == HOOK_TRANSMIT)
+	if (hook == HOOK_TRANSMIT && !is_port(e->tuple.sport))
 		fill_asker(e, skb);
 }
 

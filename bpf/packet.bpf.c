@@ -18,13 +18,6 @@ static __always_inline __u64 mix(__u64 hash, __u64 value)
 	return hash ^ (hash >> 32);
 }
 
-static __always_inline __u32 netns_of(const struct net_device *dev)
-{
-	if (typed_arguments)
-		return dev->nd_net.net->ns.inum;
-	return BPF_CORE_READ(dev, nd_net.net, ns.inum);
-}
-
 /* udp_signature is the same for packets of one direction of a flow at one hook of one device. */
 static __always_inline __u64 udp_signature(const struct sk_buff *skb, const struct headers *h, __u16 hook)
 {
@@ -60,7 +53,7 @@ static __always_inline bool is_tunnel(const struct headers *h)
 /* is_group: multicast and broadcast are no exchange. */
 static __always_inline bool is_group(const struct sk_buff *skb, const struct headers *h)
 {
-	__u8 kind = BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type);
+	__u8 kind = packet_type(skb);
 
 	if (kind == PACKET_BROADCAST || kind == PACKET_MULTICAST)
 		return true;
@@ -124,7 +117,7 @@ static __always_inline void keep_peer(const struct sk_buff *skb, const struct he
 	struct last_packet last;
 	struct udp_peer peer = {};
 
-	if (BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type) == PACKET_OTHERHOST)
+	if (packet_type(skb) == PACKET_OTHERHOST)
 		return;
 	fill_last(&last, skb, h);
 	__builtin_memcpy(peer.addr, last.tuple.saddr, sizeof(peer.addr));

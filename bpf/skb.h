@@ -74,11 +74,41 @@ static __always_inline __u32 load32(const void *p)
 	return bpf_ntohl(v);
 }
 
+/* copy16 copies sixteen bytes from anywhere in the kernel. */
+static __always_inline void copy16(void *to, const void *from)
+{
+	if (bpf_ksym_exists(bpf_rdonly_cast)) {
+		__u32 *words = to;
+
+		words[0] = PACKET_WORDS(from)->in6_u.u6_addr32[0];
+		words[1] = PACKET_WORDS(from)->in6_u.u6_addr32[1];
+		words[2] = PACKET_WORDS(from)->in6_u.u6_addr32[2];
+		words[3] = PACKET_WORDS(from)->in6_u.u6_addr32[3];
+		return;
+	}
+	bpf_probe_read_kernel(to, 16, from);
+}
+
+static __always_inline void copy4(void *to, const void *from)
+{
+	if (bpf_ksym_exists(bpf_rdonly_cast)) {
+		*(__u32 *)to = PACKET_WORDS(from)->in6_u.u6_addr32[0];
+		return;
+	}
+	bpf_probe_read_kernel(to, 4, from);
+}
+
 /* Set before loading. With the kernel's own BTF the arguments of a tracepoint are
  * pointers of their type, which are read directly; on a kernel without they are numbers. */
 const volatile bool typed_arguments = true;
 
 #define READ_ARGUMENT(p, field) (typed_arguments ? (p)->field : BPF_CORE_READ((p), field))
+
+/* READ_AS reads a field of what a plain address is known to point to. */
+#define READ_AS(type, p, field)                                                                                      \
+	(bpf_ksym_exists(bpf_rdonly_cast) ?                                                                          \
+		 ((struct type *)bpf_rdonly_cast((p), bpf_core_type_id_kernel(struct type)))->field :                \
+		 BPF_CORE_READ((struct type *)(p), field))
 
 /* Set before loading, where the kernel has bpf_snprintf (5.13): it names functions
  * also when /proc/kallsyms hides them, and those of modules that were loaded since. */
@@ -181,11 +211,11 @@ static __always_inline void fill_addresses(struct tuple *t, const struct headers
 	t->family = h->family;
 	t->protocol = h->protocol;
 	if (h->family == AF_INET) {
-		bpf_probe_read_kernel(t->saddr, 4, h->network + 12);
-		bpf_probe_read_kernel(t->daddr, 4, h->network + 16);
+		copy4(t->saddr, h->network + 12);
+		copy4(t->daddr, h->network + 16);
 	} else {
-		bpf_probe_read_kernel(t->saddr, 16, h->network + 8);
-		bpf_probe_read_kernel(t->daddr, 16, h->network + 24);
+		copy16(t->saddr, h->network + 8);
+		copy16(t->daddr, h->network + 24);
 	}
 }
 
@@ -258,26 +288,28 @@ static __always_inline void fill_packet(struct event *e, const struct headers *h
 
 static __always_inline void fill_device(struct event *e, struct net_device *dev)
 {
-	e->netns = BPF_CORE_READ(dev, nd_net.net, ns.inum);
-	e->ifindex = BPF_CORE_READ(dev, ifindex);
-	bpf_probe_read_kernel_str(e->device, sizeof(e->device), &dev->name);
+	struct net *net = READ_AS(net_device, dev, nd_net.net);
+
+	e->netns = READ_AS(net, net, ns.inum);
+	e->ifindex = READ_AS(net_device, dev, ifindex);
+	copy16(e->device, &dev->name);
 }
 
 /* fill_place finds namespace and devices: skb->dev, else the socket, else the route. */
 static __always_inline void fill_place(struct event *e, const struct sk_buff *skb)
 {
-	unsigned long refdst = BPF_CORE_READ(skb, _skb_refdst) & ~7UL;
-	struct net_device *dev = BPF_CORE_READ(skb, dev);
-	struct sock *sk = BPF_CORE_READ(skb, sk);
+	unsigned long refdst = READ_ARGUMENT(skb, _skb_refdst) & ~7UL;
+	struct net_device *dev = READ_ARGUMENT(skb, dev);
+	struct sock *sk = READ_ARGUMENT(skb, sk);
 	struct dst_entry *dst = (struct dst_entry *)refdst;
 	struct net_device *out = NULL;
 
 	if (dst) {
 		e->flags |= EVENT_HAS_ROUTE;
-		e->input = (__u64)BPF_CORE_READ(dst, input);
-		out = BPF_CORE_READ(dst, dev);
+		e->input = (__u64)READ_AS(dst_entry, dst, input);
+		out = READ_AS(dst_entry, dst, dev);
 		if (out)
-			e->out_ifindex = BPF_CORE_READ(out, ifindex);
+			e->out_ifindex = READ_AS(net_device, out, ifindex);
 	}
 	if (dev)
 		fill_device(e, dev);
@@ -303,18 +335,30 @@ static __always_inline void fill_ip(struct event *e, const struct headers *h)
 	e->ip_flags |= IP_FLAG_DF; /* no router may fragment IPv6 */
 }
 
+/* packet_type is skb->pkt_type, a bit field. */
+static __always_inline __u8 packet_type(const struct sk_buff *skb)
+{
+	__u64 value;
+
+	if (!bpf_ksym_exists(bpf_rdonly_cast) || __CORE_RELO(skb, pkt_type, BYTE_SIZE) != 1)
+		return BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type);
+	value = load8((const void *)skb + __CORE_RELO(skb, pkt_type, BYTE_OFFSET));
+	value <<= __CORE_RELO(skb, pkt_type, LSHIFT_U64);
+	return value >> __CORE_RELO(skb, pkt_type, RSHIFT_U64);
+}
+
 static __always_inline void fill_skb(struct event *e, const struct sk_buff *skb, const struct headers *h)
 {
-	unsigned char *head = BPF_CORE_READ(skb, head);
-	__u16 mac = BPF_CORE_READ(skb, mac_header);
+	unsigned char *head = READ_ARGUMENT(skb, head);
+	__u16 mac = READ_ARGUMENT(skb, mac_header);
 	__u8 kind;
 
 	e->skb = (__u64)skb;
-	e->ip_len = BPF_CORE_READ(skb, len) + (BPF_CORE_READ(skb, data) - h->network);
+	e->ip_len = READ_ARGUMENT(skb, len) + (READ_ARGUMENT(skb, data) - h->network);
 	fill_ip(e, h);
-	e->mark = BPF_CORE_READ(skb, mark);
-	e->in_ifindex = BPF_CORE_READ(skb, skb_iif);
-	kind = BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type);
+	e->mark = READ_ARGUMENT(skb, mark);
+	e->in_ifindex = READ_ARGUMENT(skb, skb_iif);
+	kind = packet_type(skb);
 	if (kind == PACKET_OTHERHOST)
 		e->flags |= EVENT_OTHERHOST;
 	if (kind == PACKET_BROADCAST || kind == PACKET_MULTICAST)
@@ -326,12 +370,12 @@ static __always_inline void fill_skb(struct event *e, const struct sk_buff *skb,
 
 static __always_inline void fill_ct_tuple(struct tuple *t, const struct nf_conntrack_tuple *ct)
 {
-	BPF_CORE_READ_INTO(&t->saddr, ct, src.u3);
-	BPF_CORE_READ_INTO(&t->daddr, ct, dst.u3);
-	t->sport = bpf_ntohs(BPF_CORE_READ(ct, src.u.all));
-	t->dport = bpf_ntohs(BPF_CORE_READ(ct, dst.u.all));
-	t->family = BPF_CORE_READ(ct, src.l3num);
-	t->protocol = BPF_CORE_READ(ct, dst.protonum);
+	copy16(t->saddr, &ct->src.u3);
+	copy16(t->daddr, &ct->dst.u3);
+	t->sport = load16(&ct->src.u.all);
+	t->dport = load16(&ct->dst.u.all);
+	t->family = load8(&ct->src.l3num); /* the lower half of a little-endian number */
+	t->protocol = load8(&ct->dst.protonum);
 }
 
 /* find_headers locates the IP header: at skb->data where the stack has just
