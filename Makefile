@@ -48,8 +48,8 @@ AS_ROOT := -exec '$(SUDO)'
 endif
 
 # The peers that tests run the real thing against: rules that nft and iptables
-# wrote, entries that conntrack lists, networks that ip and sysctl set up.
-TEST_PACKAGES := nftables iptables conntrack iproute2 procps openvswitch-switch
+# wrote, entries that conntrack lists, networks that ip and sysctl set up, resolvers and their clients.
+TEST_PACKAGES := nftables iptables conntrack iproute2 procps openvswitch-switch dnsmasq-base bind9-dnsutils dnsperf
 # The machines that other kernels run in, and what shares this one's root with them: before Debian 13 that came with qemu.
 VM_PACKAGES = qemu-system-x86 $(if $(findstring -arm64,$(KERNELS)),qemu-system-arm) cpio kmod $(shell apt-cache pkgnames virtiofsd 2>/dev/null | grep -x virtiofsd)
 # The compilers of the eBPF programs and of the API.

@@ -116,7 +116,8 @@ func (t *DNSTable) watchExits(now time.Time) {
 	for x, n := t.waiting.first, 0; x != nil && n < dnsExitsAtOnce; n++ {
 		next := x.after
 		if x.Process.PID != 0 && t.cfg.Exited(x.Process.PID) {
-			if now.Sub(x.asked) < dnsImpatient && x.Repeats == 0 && x.Attempts < 2 {
+			// Where its query was refused or lost before, that is why it went.
+			if now.Sub(x.asked) < dnsImpatient && x.Repeats == 0 && x.Attempts < 2 && x.Drop == nil && !x.stray {
 				t.giveUp(x, trace.Cancelled, now)
 			} else {
 				t.giveUp(x, trace.Unanswered, now)
