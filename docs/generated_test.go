@@ -81,7 +81,8 @@ func writeMetrics(text *bytes.Buffer) error {
 	fmt.Fprintf(text, notice, "catalogue in internal/metrics")
 	text.WriteString("# Metrics\n\n" +
 		"`replypath-agent` shows these to Prometheus on `--metrics-listen` (`127.0.0.1:9464`), beside the usual `process_` and\n" +
-		"`go_` metrics. No label holds an address, a port or a name that traffic can choose.\n\n")
+		"`go_` metrics. No label holds an address, a port or a name that traffic can choose; names of DNS queries are\n" +
+		"counted apart only with `--metrics-dns-names`.\n\n")
 	return metrics.WriteDocs(text)
 }
 
