@@ -151,21 +151,20 @@ static __always_inline __u32 netns_of(const struct net_device *dev)
 static __always_inline void fill_asker(struct event *e, const struct sk_buff *skb)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct net_device *dev = READ_ARGUMENT(skb, dev);
 
-	if (!READ_ARGUMENT(skb, sk) || READ_ARGUMENT(skb, skb_iif) || !dev)
+	if (!READ_ARGUMENT(skb, sk) || READ_ARGUMENT(skb, skb_iif) || !e->netns)
 		return;
 	if (typed_arguments && bpf_ksym_exists(bpf_rdonly_cast)) {
 		struct task_struct *t = TASK(task);
 
-		if (!t->mm || t->nsproxy->net_ns->ns.inum != netns_of(dev))
+		if (!t->mm || t->nsproxy->net_ns->ns.inum != e->netns)
 			return;
 		e->pid = bpf_get_current_pid_tgid() >> 32;
 		e->pgid = t->signal->pids[PIDTYPE_PGID]->numbers[0].nr;
 		copy16(e->comm, &t->group_leader->comm);
 		return;
 	}
-	if (!BPF_CORE_READ(task, mm) || BPF_CORE_READ(task, nsproxy, net_ns) != BPF_CORE_READ(dev, nd_net.net))
+	if (!BPF_CORE_READ(task, mm) || BPF_CORE_READ(task, nsproxy, net_ns, ns.inum) != e->netns)
 		return;
 	fill_process(e);
 	/* Resolvers name their threads; people know the process. */
@@ -198,7 +197,8 @@ static __always_inline void fill_lean(struct event *e, const struct sk_buff *skb
 	}
 }
 
-static __always_inline void fill_dns(struct event_conntrack *ec, __u16 hook, const struct sk_buff *skb, const struct headers *h, bool alone)
+static __always_inline void fill_dns(struct event_conntrack *ec, const struct observation *seen, const struct sk_buff *skb, const struct headers *h,
+				      bool alone)
 {
 	unsigned long nfct = READ_ARGUMENT(skb, _nfct);
 	struct nf_conn *ct = (struct nf_conn *)(nfct & ~7UL);
@@ -206,7 +206,9 @@ static __always_inline void fill_dns(struct event_conntrack *ec, __u16 hook, con
 
 	__builtin_memset(ec, 0, sizeof(*ec));
 	e->time = bpf_ktime_get_ns();
-	e->hook = hook;
+	e->hook = seen->hook;
+	e->reason = seen->reason;
+	e->symbol = seen->symbol;
 	e->ct_info = nfct & 7;
 	e->dns = DNS_MESSAGE;
 	if (ct) {
@@ -221,12 +223,16 @@ static __always_inline void fill_dns(struct event_conntrack *ec, __u16 hook, con
 		fill_place(e, skb);
 		fill_skb(e, skb, h);
 	}
-	if (hook == HOOK_TRANSMIT && !is_port(e->tuple.sport))
+	if (seen->hook == HOOK_DROP)
+		name_symbol(e->input);
+	/* Without a device it is dropped where it was made. */
+	if ((seen->hook == HOOK_TRANSMIT || (seen->hook == HOOK_DROP && !READ_ARGUMENT(skb, dev))) && !is_port(e->tuple.sport))
 		fill_asker(e, skb);
 }
 
 /* emit_dns sends one event about skb, with its payload. */
-static __always_inline int emit_dns(__u16 hook, const struct sk_buff *skb, const struct headers *h, const struct dns_payload *p, bool alone)
+static __always_inline int emit_dns(const struct observation *seen, const struct sk_buff *skb, const struct headers *h, const struct dns_payload *p,
+				    bool alone)
 {
 	if (p->readable <= DNS_SHORT) {
 		struct event_dns *ed = bpf_ringbuf_reserve(&events, sizeof(*ed), 0);
@@ -235,7 +241,7 @@ static __always_inline int emit_dns(__u16 hook, const struct sk_buff *skb, const
 			count_loss(LOSS_RING_FULL);
 			return 0;
 		}
-		fill_dns(&ed->base, hook, skb, h, alone);
+		fill_dns(&ed->base, seen, skb, h, alone);
 		ed->length = p->length;
 		ed->captured = read_payload(ed->payload, DNS_SHORT, p, skb);
 		bpf_ringbuf_submit(ed, wakeup_flags());
@@ -246,7 +252,7 @@ static __always_inline int emit_dns(__u16 hook, const struct sk_buff *skb, const
 			count_loss(LOSS_RING_FULL);
 			return 0;
 		}
-		fill_dns(&ed->base, hook, skb, h, alone);
+		fill_dns(&ed->base, seen, skb, h, alone);
 		ed->length = p->length;
 		ed->captured = read_payload(ed->payload, DNS_LONG, p, skb);
 		bpf_ringbuf_submit(ed, wakeup_flags());

@@ -5,6 +5,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
+#include "dns.h"
 #include "tunnel.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -72,6 +73,7 @@ int trace_drop(__u64 *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx[0];
 	struct observation seen = { .hook = HOOK_DROP };
+	struct dns_payload message = {};
 	struct headers h = {};
 
 	if (has_drop_reason) {
@@ -92,5 +94,8 @@ int trace_drop(__u64 *ctx)
 		return drop_unbuilt(&seen, skb);
 	if (emit_tunnel(&seen, skb, &h))
 		return 0;
+	/* With its question: a query that is dropped before it leaves was seen nowhere else. */
+	if (!h.fragment && h.protocol == IPPROTO_UDP && h.left >= 8 && is_dns(&h) && find_payload(&message, skb, &h) && message.readable)
+		return emit_dns(&seen, skb, &h, &message, false);
 	return emit_skb(&seen, skb, &h);
 }

@@ -199,7 +199,7 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 			return 0;
 	}
 	if (dns)
-		return emit_dns(hook, skb, &h, &message, alone);
+		return emit_dns(&seen, skb, &h, &message, alone);
 	return emit_skb(&seen, skb, &h);
 }
 

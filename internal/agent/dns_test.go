@@ -223,6 +223,7 @@ func TestDNSPeers(t *testing.T) {
 		"silent":      {"dig +time=1 +tries=1 @10.244.1.54 silent.test", "silent.test.", []string{"udp A silent.test. from dig, 10.244.1.54:53 by : unanswered  at resolver_received via direct"}, false},
 		"no listener": {"dig -p 53 +time=1 +tries=1 @10.244.0.1 nobody.test", "nobody.test.", []string{"udp A nobody.test. from dig, 10.244.0.1:53 by : unanswered  at hop via direct"}, false},
 		"late":        {"dig +time=1 +tries=1 @10.244.1.54 late.test; sleep 1", "late.test.", []string{"udp A late.test. from dig, 10.244.1.54:53 by 10.244.1.54:53: late NOERROR at client_received via direct"}, false},
+		"filtered":    {"nft 'add table ip f; add chain ip f o { type filter hook output priority 0; }; add rule ip f o ip daddr 10.244.1.77 drop'; dig +time=1 +tries=1 @10.244.1.77 filtered.test", "filtered.test.", []string{"udp A filtered.test. from dig, 10.244.1.77:53 by : unanswered  at client via direct"}, false},
 		"wrong":       {"dig +time=1 +tries=1 @10.244.1.54 wrong.test", "wrong.test.", []string{"udp A wrong.test. from dig, 10.244.1.54:53 by 10.244.1.55:53: wrong_source NOERROR at client_received via direct"}, false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -260,6 +260,7 @@ const (
 	dropVarHasDropReason  = "has_drop_reason"
 	dropVarIgnoredReasons = "ignored_reasons"
 	dropVarNamesSymbols   = "names_symbols"
+	dropVarReadsPages     = "reads_pages"
 	dropVarTypedArguments = "typed_arguments"
 )
 
@@ -342,6 +343,7 @@ type dropVariableSpecs struct {
 	HasDropReason  *ebpf.VariableSpec `ebpf:"has_drop_reason"`
 	IgnoredReasons *ebpf.VariableSpec `ebpf:"ignored_reasons"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
+	ReadsPages     *ebpf.VariableSpec `ebpf:"reads_pages"`
 	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
 }
 
@@ -410,6 +412,7 @@ type dropVariables struct {
 	HasDropReason  *ebpf.Variable `ebpf:"has_drop_reason"`
 	IgnoredReasons *ebpf.Variable `ebpf:"ignored_reasons"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
+	ReadsPages     *ebpf.Variable `ebpf:"reads_pages"`
 	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`
 }
 

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/replypath/replypath/pkg/trace"
+	"github.com/replypath/replypath/pkg/trace/dns"
 )
 
 // queue holds exchanges in the order in which they came there.
@@ -155,24 +156,18 @@ func (t *DNSTable) makeRoom() {
 // addDrop notes that a packet of an exchange was dropped. One that came home and
 // found no socket came when nobody waited any more.
 func (t *DNSTable) addDrop(ev *trace.Event) {
-	s := t.slot(ev.SKB)
-	if s.skb != ev.SKB || s.x == nil || ev.SKB == 0 {
+	if ev.OtherHost && !isBridgeDrop(ev) || ev.Reason == "QUEUE_PURGE" || ev.Inner {
 		return
 	}
-	x, reply := s.x, s.reply
-	*s = skbExchange{}
-	tuple := ev.Tuple
-	if reply {
-		tuple = tuple.Reverse()
-	}
-	if _, known := x.tuple(tuple); !known && !x.isTranslated(ev) {
-		return // another packet at the same address
-	}
-	if ev.OtherHost && !isBridgeDrop(ev) || ev.Reason == "QUEUE_PURGE" {
+	x, reply := t.dropped(ev)
+	if x == nil {
 		return
 	}
 	x.Drop = &trace.Drop{Time: ev.Time, Place: *t.place(ev.Netns, ev.Time), Device: ev.Device, Direction: trace.Request, Reason: ev.Reason, Symbol: ev.Symbol}
 	if !reply {
+		if x.queue == &t.expired { // that was why
+			t.handOut(x, ev.Time)
+		}
 		return
 	}
 	x.Drop.Direction = trace.Reply
@@ -187,6 +182,40 @@ func (t *DNSTable) addDrop(ev *trace.Event) {
 	default:
 		x.Outcome = trace.Late
 	}
+}
+
+// dropped returns the exchange that a dropped packet is of, and whether it is the response.
+func (t *DNSTable) dropped(ev *trace.Event) (*exchange, bool) {
+	if s := t.slot(ev.SKB); s.skb == ev.SKB && s.x != nil && ev.SKB != 0 {
+		x, reply := s.x, s.reply
+		*s = skbExchange{}
+		tuple := ev.Tuple
+		if reply {
+			tuple = tuple.Reverse()
+		}
+		if _, known := x.tuple(tuple); known || x.isTranslated(ev) {
+			return x, reply
+		} // else another packet at the same address
+	}
+	h, err := dns.Peek(ev.Payload)
+	if err != nil || !h.HasQuestion() {
+		return nil, false
+	}
+	key, name := h.Keys()
+	x := t.find(key, ev, h.Response)
+	if x == nil && !h.Response {
+		x = t.create(key, name, &h, ev)
+		x.made = ev.InIndex == 0
+	}
+	switch {
+	case x == nil:
+	case len(x.Sightings) == 0:
+		t.sight(x, ev, false)
+		x.Sightings[0].Transmit, x.Sightings[0].Made = x.made, x.made
+	case !h.Response && len(x.Sightings) == 1 && x.Drop != nil:
+		x.Attempts++ // sent, and dropped, again
+	}
+	return x, h.Response
 }
 
 // handOut gives an exchange to those who keep it. What is handed out is not changed afterwards.

@@ -308,6 +308,35 @@ func TestDNSWrongSource(t *testing.T) {
 	}
 }
 
+// A query that is dropped before it leaves is seen nowhere else; one that was given up may be dropped after that.
+func TestDNSDropped(t *testing.T) {
+	r := newDNSRun(t)
+	query, _ := direct(0, 1, "10.0.0.7:40000", "www.test. 4")
+	b := dnsMessage(t, query[0])
+	drop := trace.Event{
+		Hook: trace.HookDrop, Netns: clientNS, SKB: 0x77000, Tuple: udpTuple(query[0].src, query[0].dst), Payload: b, PayloadLength: uint32(len(b)),
+		Reason: "NETFILTER_DROP", Process: trace.Process{PID: 7},
+	}
+	for _, at := range []float64{0, 1000} {
+		drop.Time = ms(at)
+		r.table.Add(&drop)
+	}
+	r.gone[7] = true
+	if x := r.one(1500); x.Outcome != trace.Unanswered || x.Stage != trace.StageClient || x.Drop == nil || x.Drop.Reason != "NETFILTER_DROP" || x.Attempts != 2 || x.Home().Netns != clientNS {
+		t.Errorf("%v at %v, dropped %+v, %d attempts", x.Outcome, x.Stage, x.Drop, x.Attempts)
+	}
+	r = newDNSRun(t)
+	packets := kubeProxy(0, 9, "10.244.0.7:40000")[:2]
+	r.see(packets...)
+	if x := r.one(5100); x.Stage != trace.StageReceived || x.Drop != nil {
+		t.Errorf("first at %v", x.Stage)
+	}
+	r.table.Add(&trace.Event{Time: ms(5200), Hook: trace.HookDrop, Netns: nodeNS, SKB: r.skb, Tuple: udpTuple(packets[1].src, packets[1].dst), Reason: "NEIGH_FAILED"})
+	if x := r.one(5300); !x.Revised || x.Stage != trace.StageHop || x.Drop == nil || x.Outcome != trace.Unanswered {
+		t.Errorf("then %v at %v", x.Outcome, x.Stage)
+	}
+}
+
 func TestDNSLate(t *testing.T) {
 	// After the deadline: handed out twice.
 	r := newDNSRun(t)
