@@ -136,11 +136,26 @@ static __always_inline void count_loss(__u32 cause)
 		*n += 1;
 }
 
-/* No wakeup per event: the reader polls. Only a ring that fills wakes it early. */
+/* No wakeup per event: the reader polls. Only a ring that fills wakes it early. To look how
+ * full it is costs as much as an event (the reader writes what is looked at), and a wakeup
+ * more: neither is done for each one. */
 #define WAKEUP_BYTES (256 << 10)
+#define WAKEUP_EVENTS 64 /* on each CPU; a power of two */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} told SEC(".maps");
 
 static __always_inline __u64 wakeup_flags(void)
 {
+	__u32 zero = 0;
+	__u64 *n = bpf_map_lookup_elem(&told, &zero);
+
+	if (!n || ++*n & (WAKEUP_EVENTS - 1))
+		return BPF_RB_NO_WAKEUP;
 	if (bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= WAKEUP_BYTES)
 		return BPF_RB_FORCE_WAKEUP;
 	return BPF_RB_NO_WAKEUP;

@@ -242,6 +242,7 @@ const (
 	dropMapLosses         = "losses"
 	dropMapRefusedPackets = "refused_packets"
 	dropMapSymbols        = "symbols"
+	dropMapTold           = "told"
 	dropMapUdpFlows       = "udp_flows"
 	dropMapUdpPeers       = "udp_peers"
 	dropMapUdpRates       = "udp_rates"
@@ -320,6 +321,7 @@ type dropMapSpecs struct {
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
 	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
+	Told           *ebpf.MapSpec `ebpf:"told"`
 	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
@@ -374,6 +376,7 @@ type dropMaps struct {
 	Losses         *ebpf.Map `ebpf:"losses"`
 	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
 	Symbols        *ebpf.Map `ebpf:"symbols"`
+	Told           *ebpf.Map `ebpf:"told"`
 	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
@@ -388,6 +391,7 @@ func (m *dropMaps) Close() error {
 		m.Losses,
 		m.RefusedPackets,
 		m.Symbols,
+		m.Told,
 		m.UdpFlows,
 		m.UdpPeers,
 		m.UdpRates,

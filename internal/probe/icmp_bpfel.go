@@ -82,6 +82,7 @@ const (
 	icmpMapLosses         = "losses"
 	icmpMapRefusedPackets = "refused_packets"
 	icmpMapSymbols        = "symbols"
+	icmpMapTold           = "told"
 	icmpMapUdpFlows       = "udp_flows"
 	icmpMapUdpPeers       = "udp_peers"
 	icmpMapUdpRates       = "udp_rates"
@@ -145,6 +146,7 @@ type icmpMapSpecs struct {
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
 	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
+	Told           *ebpf.MapSpec `ebpf:"told"`
 	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
@@ -184,6 +186,7 @@ type icmpMaps struct {
 	Losses         *ebpf.Map `ebpf:"losses"`
 	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
 	Symbols        *ebpf.Map `ebpf:"symbols"`
+	Told           *ebpf.Map `ebpf:"told"`
 	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
@@ -197,6 +200,7 @@ func (m *icmpMaps) Close() error {
 		m.Losses,
 		m.RefusedPackets,
 		m.Symbols,
+		m.Told,
 		m.UdpFlows,
 		m.UdpPeers,
 		m.UdpRates,

@@ -82,6 +82,7 @@ const (
 	packetMapLosses         = "losses"
 	packetMapRefusedPackets = "refused_packets"
 	packetMapSymbols        = "symbols"
+	packetMapTold           = "told"
 	packetMapUdpFlows       = "udp_flows"
 	packetMapUdpPeers       = "udp_peers"
 	packetMapUdpRates       = "udp_rates"
@@ -148,6 +149,7 @@ type packetMapSpecs struct {
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
 	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
+	Told           *ebpf.MapSpec `ebpf:"told"`
 	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
@@ -188,6 +190,7 @@ type packetMaps struct {
 	Losses         *ebpf.Map `ebpf:"losses"`
 	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
 	Symbols        *ebpf.Map `ebpf:"symbols"`
+	Told           *ebpf.Map `ebpf:"told"`
 	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
@@ -201,6 +204,7 @@ func (m *packetMaps) Close() error {
 		m.Losses,
 		m.RefusedPackets,
 		m.Symbols,
+		m.Told,
 		m.UdpFlows,
 		m.UdpPeers,
 		m.UdpRates,

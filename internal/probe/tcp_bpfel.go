@@ -82,6 +82,7 @@ const (
 	tcpMapLosses                 = "losses"
 	tcpMapRefusedPackets         = "refused_packets"
 	tcpMapSymbols                = "symbols"
+	tcpMapTold                   = "told"
 	tcpMapUdpFlows               = "udp_flows"
 	tcpMapUdpPeers               = "udp_peers"
 	tcpMapUdpRates               = "udp_rates"
@@ -154,6 +155,7 @@ type tcpMapSpecs struct {
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
 	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
+	Told           *ebpf.MapSpec `ebpf:"told"`
 	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
@@ -194,6 +196,7 @@ type tcpMaps struct {
 	Losses         *ebpf.Map `ebpf:"losses"`
 	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
 	Symbols        *ebpf.Map `ebpf:"symbols"`
+	Told           *ebpf.Map `ebpf:"told"`
 	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
@@ -207,6 +210,7 @@ func (m *tcpMaps) Close() error {
 		m.Losses,
 		m.RefusedPackets,
 		m.Symbols,
+		m.Told,
 		m.UdpFlows,
 		m.UdpPeers,
 		m.UdpRates,

@@ -100,6 +100,7 @@ const (
 	verdictMapLosses          = "losses"
 	verdictMapRefusedPackets  = "refused_packets"
 	verdictMapSymbols         = "symbols"
+	verdictMapTold            = "told"
 	verdictMapUdpFlows        = "udp_flows"
 	verdictMapUdpPeers        = "udp_peers"
 	verdictMapUdpRates        = "udp_rates"
@@ -181,6 +182,7 @@ type verdictMapSpecs struct {
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	RefusedPackets *ebpf.MapSpec `ebpf:"refused_packets"`
 	Symbols        *ebpf.MapSpec `ebpf:"symbols"`
+	Told           *ebpf.MapSpec `ebpf:"told"`
 	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
@@ -226,6 +228,7 @@ type verdictMaps struct {
 	Losses         *ebpf.Map `ebpf:"losses"`
 	RefusedPackets *ebpf.Map `ebpf:"refused_packets"`
 	Symbols        *ebpf.Map `ebpf:"symbols"`
+	Told           *ebpf.Map `ebpf:"told"`
 	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
@@ -241,6 +244,7 @@ func (m *verdictMaps) Close() error {
 		m.Losses,
 		m.RefusedPackets,
 		m.Symbols,
+		m.Told,
 		m.UdpFlows,
 		m.UdpPeers,
 		m.UdpRates,
