@@ -63,7 +63,9 @@ func (p *pipeline) Run(ctx context.Context) error {
 }
 
 func (p *pipeline) add(ev *trace.Event) {
-	p.places.Place(ev.Netns) // learn its name while it is there
+	if !ev.PayloadOnly { // the table of DNS asks by itself
+		p.places.Place(ev.Netns) // learn its name while it is there
+	}
 	if ev.Hook == trace.HookDrop {
 		p.drops.add(ev.Reason)
 	}

@@ -111,8 +111,11 @@ func (f *feed) exchange(x *trace.Exchange) {
 	}
 }
 
+// followed is what the table that made an exchange has beside it, in the same piece of memory.
+const followed = 256
+
 func exchangeBytes(x *trace.Exchange) int {
-	bytes := sizeof[trace.Exchange]() + sizeof[exchangeEntry]() + 2*sizeof[*exchangeEntry]() + len(x.Name) + len(x.Process.Comm) +
+	bytes := sizeof[trace.Exchange]() + followed + sizeof[exchangeEntry]() + 2*sizeof[*exchangeEntry]() + len(x.Name) + len(x.Process.Comm) +
 		cap(x.Response) + cap(x.Sightings)*sizeof[trace.Sighting]() + cap(x.Tuples)*sizeof[trace.Tuple]()
 	if x.Drop != nil {
 		bytes += sizeof[trace.Drop]()

@@ -60,6 +60,8 @@ func (t *DNSTable) remove(x *exchange) {
 	if s := t.slot(x.skb); s.x == x {
 		*s = skbExchange{}
 	}
+	// What is handed out keeps x alive: that must not keep others.
+	defer func() { x.next = nil }()
 	head := t.messages[x.key]
 	if head == x {
 		if x.next == nil {
@@ -186,7 +188,7 @@ func (t *DNSTable) addDrop(ev *trace.Event) {
 
 // dropped returns the exchange that a dropped packet is of, and whether it is the response.
 func (t *DNSTable) dropped(ev *trace.Event) (*exchange, bool) {
-	if s := t.slot(ev.SKB); s.skb == ev.SKB && s.x != nil && ev.SKB != 0 {
+	if s := t.slot(ev.SKB); s.skb == ev.SKB && s.x != nil && s.x.queue != nil && ev.SKB != 0 {
 		x, reply := s.x, s.reply
 		*s = skbExchange{}
 		tuple := ev.Tuple
@@ -222,14 +224,15 @@ func (t *DNSTable) dropped(ev *trace.Event) (*exchange, bool) {
 func (t *DNSTable) handOut(x *exchange, at time.Time) {
 	x.Last = at
 	x.Stage, x.Via = x.stage(), x.via()
-	out := x.Exchange
-	out.Revised = x.ended
-	if x.Outcome == trace.Unanswered || x.Outcome == trace.WrongSource || x.Outcome == trace.Cancelled || x.Outcome == trace.Pending {
-		// It may be seen again.
-		out.Sightings = append([]trace.Sighting(nil), x.Sightings...)
-		out.Tuples = append([]trace.Tuple(nil), x.Tuples...)
-	}
+	x.Revised = x.ended
 	x.ended = true
+	if x.queue == &t.lingering || x.queue == &t.waiting && x.Outcome == trace.Pending {
+		t.done = append(t.done, &x.Exchange) // it is forgotten at once
+		return
+	}
+	out := x.Exchange // it may be seen again
+	out.Sightings = append([]trace.Sighting(nil), x.Sightings...)
+	out.Tuples = append([]trace.Tuple(nil), x.Tuples...)
 	t.done = append(t.done, &out)
 }
 
