@@ -13,7 +13,7 @@ import (
 )
 
 func testDecoder() *decoder {
-	s, err := parseSymbols(strings.NewReader("ffffffff81000000 T first\nffffffff81000100 t nft_do_chain\nffffffff81000200 T last\n"), strings.NewReader(""))
+	s, err := parseSymbols(strings.NewReader("ffffffff81000000 T first\nffffffff81000100 t nft_do_chain\nffffffff81000200 T last\n"), nil)
 	if err != nil {
 		panic(err)
 	}
@@ -194,7 +194,7 @@ func FuzzDecode(f *testing.F) {
 
 func TestSymbols(t *testing.T) {
 	s, err := parseSymbols(strings.NewReader("ffffffff81000000 T first\nffffffff81000000 T alias\nffffffff81000040 D data\nffffffff81000100 t second\nffffffff81002000 t in_module [nf_tables]\nbroken\nzz T x\nffffffff81001000 T last\n"),
-		strings.NewReader("nf_tables 64 0 - Live 0xffffffff81002000\nbroken\n"))
+		parseModules(strings.NewReader("nf_tables 64 0 - Live 0xffffffff81002000\nbroken\n")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +214,7 @@ func TestSymbols(t *testing.T) {
 func FuzzSymbols(f *testing.F) {
 	f.Add("ffffffff81000000 T first\nffffffff81000100 t second [m]\n", uint64(0xffffffff81000001))
 	f.Fuzz(func(t *testing.T, text string, addr uint64) {
-		s, err := parseSymbols(strings.NewReader(text), strings.NewReader(text))
+		s, err := parseSymbols(strings.NewReader(text), parseModules(strings.NewReader(text)))
 		if err != nil {
 			return
 		}

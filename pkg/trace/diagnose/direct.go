@@ -72,11 +72,12 @@ func astray(c *trace.Case) (trace.Case, bool) {
 }
 
 // foundNothing reports the drop of a packet that no route matched. IPv6 says so
-// by the function that the lookup gave the packet to, and its last failed lookup
-// may be that for the ICMP error.
+// by the function that the lookup gave the packet to (which some kernels have
+// inlined into one that it shares with others), and its last failed lookup may
+// be that for the ICMP error.
 func foundNothing(c *trace.Case) bool {
 	if c.Event.Tuple.Is6() {
-		return isRoutingDrop(&c.Event) && hasPrefix(c.Event.Symbol, "ip6_pkt_discard")
+		return isRoutingDrop(&c.Event) && (hasPrefix(c.Event.Input, "ip6_pkt_discard") || hasPrefix(c.Event.Symbol, "ip6_pkt_discard"))
 	}
 	return isRoutingDrop(&c.Event) && c.Miss.Hook != trace.HookUnknown && (c.Miss.Errno == syscall.EAGAIN || c.Miss.Errno == syscall.ENETUNREACH)
 }

@@ -59,6 +59,19 @@ func TestAstray(t *testing.T) {
 	}
 }
 
+// TestFoundNothing6: kernels differ in which of two functions the other is inlined into.
+func TestFoundNothing6(t *testing.T) {
+	for name, want := range map[string]bool{"ip6_pkt_discard": true, "ip6_pkt_prohibit": false} {
+		for _, symbol := range []string{name, "ip6_pkt_drop"} {
+			c := replyDropped(vip6, "IP_INNOROUTES", symbol)
+			c.Event.Input = name
+			if got := foundNothing(&c); got != want {
+				t.Errorf("given to %s, dropped in %s: found nothing is %v", name, symbol, got)
+			}
+		}
+	}
+}
+
 func TestNotAstray(t *testing.T) {
 	wrong := byDefault()
 	wrong.Device = eth1
