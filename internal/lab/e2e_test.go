@@ -46,7 +46,11 @@ type finding struct {
 		Client   string `json:"client"`
 		Server   string `json:"server"`
 	} `json:"path"`
-	Evidence []json.RawMessage `json:"evidence"`
+	Evidence    []json.RawMessage `json:"evidence"`
+	Connections []struct {
+		Client string `json:"client"`
+	} `json:"connections"`
+	Omitted int `json:"connections_omitted"`
 }
 
 type summary struct {
