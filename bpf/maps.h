@@ -100,8 +100,8 @@ struct {
 	__type(value, struct symbol_name);
 } symbols SEC(".maps");
 
-/* The packet that routing refused last on this CPU, and why: on kernels that give
- * no drop reasons it is dropped next. */
+/* The packet that routing or Open vSwitch refused last on this CPU, and why: it is
+ * dropped next, on kernels that give drop reasons without saying this one. */
 struct refused_packet {
 	__u64 skb;
 	__s32 error; /* -errno */

@@ -398,6 +398,7 @@ struct observation {
 	__u16 hook;
 	__u8 icmp_type;
 	__u8 icmp_code;
+	__u8 function;
 };
 
 /* emit_skb sends one event about skb, with conntrack's tuples where it has them. */
@@ -431,6 +432,7 @@ static __always_inline int emit_skb(const struct observation *seen, const struct
 	e->hook = seen->hook;
 	e->reason = seen->reason;
 	e->symbol = seen->symbol;
+	e->function = seen->function;
 	e->ct_info = nfct & 7;
 	fill_place(e, skb);
 	fill_skb(e, skb, h);

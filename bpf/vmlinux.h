@@ -220,6 +220,11 @@ struct task_struct {
 	struct signal_struct *signal;
 };
 
+/* Of the module openvswitch (net/openvswitch/datapath.h). */
+struct dp_upcall_info {
+	__u8 cmd;
+};
+
 #pragma clang attribute pop
 
 /* Registers at a kprobe. This is user space's view of them, which never changes. */

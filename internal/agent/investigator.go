@@ -248,7 +248,7 @@ type answerKey struct {
 	mark    uint32
 	filters string
 	ct      uint8
-	extra   [4]uint32 // what only some questions ask for
+	extra   [5]uint32 // what only some questions ask for
 	policy  bool
 	symptom trace.Symptom // what is asked of other hosts depends on it
 }
@@ -267,8 +267,8 @@ func keyOf(q *trace.Question) answerKey {
 }
 
 // extraKey tells questions apart by what else they ask for.
-func extraKey(q *trace.Question) [4]uint32 {
-	key := [4]uint32{q.Attached}
+func extraKey(q *trace.Question) [5]uint32 {
+	key := [5]uint32{q.Attached, 4: q.Switched}
 	for i, asked := range []bool{q.Limits, q.Receivers, q.Tunnels} {
 		if asked {
 			key[i+1] = 1

@@ -52,7 +52,7 @@ func All() []Lab {
 	var labs []Lab
 	for _, part := range []func(Family) []Lab{
 		healthyLabs, routeLabs, reversePathLabs, neighborLabs, forwardingLabs, addressLabs, filterLabs, listenerLabs, udpLabs, mtuLabs, fragmentLabs,
-		programLabs, trackingLabs, tunnelLabs, antreaLabs, shapeLabs,
+		programLabs, trackingLabs, tunnelLabs, antreaLabs, shapeLabs, switchLabs,
 	} {
 		labs = append(labs, part(IPv4)...)
 		labs = append(labs, part(IPv6)...)

@@ -3,6 +3,7 @@ package probe
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -31,6 +32,7 @@ type decoder struct {
 	symbols *symbols
 	clock   clock
 	names   map[[16]int8]string
+	modules moduleReasons
 }
 
 func newDecoder(reasons reasonEnums, symbols *symbols) *decoder {
@@ -101,6 +103,7 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 	case trace.HookDrop:
 		ev.Reason = d.dropReason(e.Reason)
 		ev.Symbol = d.symbols.name(e.Symbol)
+		d.upcall(e, ev)
 		if e.Input != 0 {
 			ev.Input = d.symbols.name(e.Input)
 		}
@@ -131,7 +134,20 @@ func (d *decoder) dropReason(reason int32) string {
 	if reason < 0 && d.reasons.drops == nil {
 		return refusalReason(syscall.Errno(-reason))
 	}
-	return d.reasons.drops[reason]
+	if name, ok := d.reasons.drops[reason]; ok || reason>>subsystemShift <= 0 {
+		return name
+	}
+	return d.modules.name(reason)
+}
+
+// upcall fills in why Open vSwitch could not ask its daemon about a packet.
+func (d *decoder) upcall(e *dropEvent, ev *trace.Event) {
+	if verdictFunction(e.Function) == verdictFunctionFUNCTION_UPCALL {
+		ev.Symbol = upcallFunction
+	}
+	if e.Reason < 0 && strings.HasPrefix(ev.Symbol, "ovs_dp_") {
+		ev.Reason, ev.Errno = "", syscall.Errno(-e.Reason)
+	}
 }
 
 // netfilterFamilies are the protocol families by their numbers (include/uapi/linux/netfilter.h).

@@ -229,3 +229,36 @@ func TestIgnoredBits(t *testing.T) {
 		t.Errorf("bits = %b", bits)
 	}
 }
+
+// Open vSwitch's errors come in the place of a drop reason.
+func TestDecodeUpcall(t *testing.T) {
+	d := testDecoder()
+	d.symbols.table.names = []byte(strings.Replace(string(d.symbols.table.names), "nft_do_chain", "ovs_dp_proce", 1))
+	for name, tt := range map[string]struct {
+		e      dropEvent
+		symbol string
+		errno  syscall.Errno
+	}{
+		"dropped for it":       {dropEvent{Symbol: 0xffffffff81000123, Reason: -111}, "ovs_dp_proce", syscall.ECONNREFUSED},
+		"told by the function": {dropEvent{Function: uint8(verdictFunctionFUNCTION_UPCALL), Reason: -11}, upcallFunction, syscall.EAGAIN},
+		"dropped elsewhere":    {dropEvent{Symbol: 0xffffffff81000001, Reason: -111}, "first", 0},
+	} {
+		var ev trace.Event
+		tt.e.Hook, tt.e.Tuple = uint16(dropHookHOOK_DROP), tuple4()
+		if err := d.decode(record(tt.e), &ev); err != nil || ev.Symbol != tt.symbol || ev.Errno != tt.errno || ev.Reason != "" {
+			t.Errorf("%s: symbol %q, errno %v, reason %q, %v; want %q, %v", name, ev.Symbol, ev.Errno, ev.Reason, err, tt.symbol, tt.errno)
+		}
+	}
+}
+
+// A module's reasons are named where the module is loaded; a number alone is no name.
+func TestModuleReasons(t *testing.T) {
+	const lastAction = 3<<subsystemShift + 1
+	want := ""
+	if isLoaded("openvswitch") && readModuleReasons()[lastAction] != "" {
+		want = "OVS_DROP_LAST_ACTION"
+	}
+	if got := testDecoder().dropReason(lastAction); got != want {
+		t.Errorf("reason %#x is called %q, want %q", lastAction, got, want)
+	}
+}

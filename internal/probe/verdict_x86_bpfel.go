@@ -28,6 +28,7 @@ const (
 	verdictFunctionFUNCTION_IP_TABLE    verdictFunction = 2
 	verdictFunctionFUNCTION_CONNTRACK   verdictFunction = 3
 	verdictFunctionFUNCTION_ROUTE_INPUT verdictFunction = 4
+	verdictFunctionFUNCTION_UPCALL      verdictFunction = 5
 )
 
 type verdictLastPacket struct {
@@ -103,6 +104,7 @@ const (
 	verdictProgExitIpTable    = "exit_ip_table"
 	verdictProgExitNftChain   = "exit_nft_chain"
 	verdictProgExitRouteInput = "exit_route_input"
+	verdictProgExitUpcall     = "exit_upcall"
 	verdictProgKprobeEnter    = "kprobe_enter"
 	verdictProgKprobeLeave    = "kprobe_leave"
 	verdictVarAbiFunction     = "abi_function"
@@ -160,6 +162,7 @@ type verdictProgramSpecs struct {
 	ExitIpTable    *ebpf.ProgramSpec `ebpf:"exit_ip_table"`
 	ExitNftChain   *ebpf.ProgramSpec `ebpf:"exit_nft_chain"`
 	ExitRouteInput *ebpf.ProgramSpec `ebpf:"exit_route_input"`
+	ExitUpcall     *ebpf.ProgramSpec `ebpf:"exit_upcall"`
 	KprobeEnter    *ebpf.ProgramSpec `ebpf:"kprobe_enter"`
 	KprobeLeave    *ebpf.ProgramSpec `ebpf:"kprobe_leave"`
 }
@@ -260,6 +263,7 @@ type verdictPrograms struct {
 	ExitIpTable    *ebpf.Program `ebpf:"exit_ip_table"`
 	ExitNftChain   *ebpf.Program `ebpf:"exit_nft_chain"`
 	ExitRouteInput *ebpf.Program `ebpf:"exit_route_input"`
+	ExitUpcall     *ebpf.Program `ebpf:"exit_upcall"`
 	KprobeEnter    *ebpf.Program `ebpf:"kprobe_enter"`
 	KprobeLeave    *ebpf.Program `ebpf:"kprobe_leave"`
 }
@@ -271,6 +275,7 @@ func (p *verdictPrograms) Close() error {
 		p.ExitIpTable,
 		p.ExitNftChain,
 		p.ExitRouteInput,
+		p.ExitUpcall,
 		p.KprobeEnter,
 		p.KprobeLeave,
 	)

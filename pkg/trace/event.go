@@ -101,7 +101,7 @@ type Event struct {
 	Symbol string // kernel function that dropped: "nft_do_chain"
 
 	Table uint32        // route miss: table
-	Errno syscall.Errno // route miss: ENETUNREACH and so on; EAGAIN is a miss in this table only
+	Errno syscall.Errno // route miss: ENETUNREACH and so on; EAGAIN is a miss in this table only. Drop: why Open vSwitch could not ask its daemon
 
 	OldState, NewState uint8 // socket state: enum in include/net/tcp_states.h
 	Process            Process

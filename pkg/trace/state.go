@@ -28,6 +28,7 @@ type Question struct {
 	Tunnels   bool      // the tunnel devices are listed
 	Ahead     bool      // the packet has not come yet: what counters say is no evidence
 	Policy    bool      // HostState.Policy is wanted
+	Switched  uint32    // ifindex of the device that may be a port of Open vSwitch's kernel datapath, which is asked; 0: none
 }
 
 // HostState is what one namespace said, at one time, in answer to a Question.
@@ -89,6 +90,7 @@ type HostState struct {
 	// if conntrack knew its connection.
 	Tracked   bool
 	IfTracked []FilterVerdict
+	Switch    SwitchState // with Question.Switched
 }
 
 // Asked reports whether the namespace could be asked at all.

@@ -39,6 +39,9 @@ func (t *Table) addDrop(ev *trace.Event) {
 // All others drop what was flooded here. Where
 // the kernel gives no reason (before 5.17; early in the bridge also later), the function tells.
 func isBridgeDrop(ev *trace.Event) bool {
+	if ev.BySwitch() {
+		return true
+	}
 	switch ev.Reason {
 	case "NETFILTER_DROP", "XDP", "TC_INGRESS", "TC_EGRESS":
 		return true
@@ -99,6 +102,9 @@ func (t *Table) addHandshakePacketDrop(packet, ev *trace.Event) {
 	}
 	t.touch(p, request, packet)
 	p.settle(ev.Netns)
+	if p.maybeFlooded(ev) {
+		return
+	}
 	p.dropAt(d, ev)
 	if ev.Carried.Known() {
 		// A switch in a program hands the kernel what it has no flow for yet: the next one passes.

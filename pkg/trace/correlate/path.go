@@ -35,6 +35,7 @@ type path struct {
 	skb            uint64       // of the packet seen last
 	drops          uint32       // of packets after the handshake
 	tunnelDrops    uint32       // of its handshake, within tunnels
+	switchDrops    uint32       // of its handshake, or of its datagrams, by Open vSwitch
 	miss           *trace.Event // failed route lookup seen last
 	replied        time.Time    // when a SYN-ACK, or a socket that it established, was seen last
 	rejection      rejection

@@ -110,6 +110,7 @@ func (t *Table) watchRepeated(p *path, ev *trace.Event) {
 		t.refuseAstray(p)
 		return
 	}
+	t.watchSwallowed(p, ev.Time)
 	if h := p.departed(trace.Reply); h != nil {
 		gone := p.departure(trace.Reply, h)
 		t.open(p, trace.SymptomVanished, trace.Reply, &gone)

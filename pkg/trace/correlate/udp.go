@@ -258,6 +258,9 @@ func (t *Table) addDatagramDrop(ev *trace.Event) {
 	}
 	p, d := t.datagram(ev)
 	delete(t.udp.bySKB, ev.SKB) // its address is free from now on
+	if p.maybeFlooded(ev) {
+		return
+	}
 	p.dropAt(d, ev)
 	if p.mayOpen(trace.SymptomDrop, ev) {
 		t.open(p, trace.SymptomDrop, d, ev)

@@ -17,7 +17,11 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		Ahead: c.Asked,
 	}
 	switch c.Symptom {
+	case trace.SymptomSwallowed:
+		q.Switched = ev.Device.Index
+		return q, true
 	case trace.SymptomSilence:
+		q.Switched = ev.Device.Index
 		if c.Miss.Mark != 0 {
 			q.Mark = c.Miss.Mark
 		}
@@ -41,6 +45,9 @@ func Question(c *trace.Case) (trace.Question, bool) {
 	case trace.SymptomDrop:
 		q.Tunnels = isTunnelDrop(ev) || isNeighborDrop(ev)
 		switch {
+		case ev.BySwitch():
+			q.Switched = switchPort(ev)
+			return q, true
 		case ev.Fragment, isReassembly(ev):
 			return q, true // a fragment has no ports: which rule takes it cannot be told by the datagram's
 		case isBufferDrop(ev) && !ev.Carried.Known():

@@ -39,6 +39,7 @@ func Rules() []Rule {
 		fragmentDrop,
 		xdpDrop,
 		tcDrop,
+		openvswitchDrop,
 		tunnelMismatch,
 		socketBufferFull,
 		replyPolicyRouted,
