@@ -102,7 +102,7 @@ func (t *Table) addHandshakePacketDrop(packet, ev *trace.Event) {
 	}
 	t.touch(p, request, packet)
 	p.settle(ev.Netns)
-	if p.maybeFlooded(ev) {
+	if p.isCopy(d, ev) {
 		return
 	}
 	p.dropAt(d, ev)

@@ -19,7 +19,7 @@ func (t *Table) Add(ev *trace.Event) {
 		t.addTunnelDrop(ev)
 		return
 	}
-	if ev.Hook == trace.HookDrop && isRouteQuery(ev) {
+	if ev.Hook == trace.HookDrop && (isRouteQuery(ev) || isSwitchNoise(ev)) {
 		return
 	}
 	if ev.Fragment && ev.Hook == trace.HookDrop {

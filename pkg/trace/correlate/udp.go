@@ -258,7 +258,7 @@ func (t *Table) addDatagramDrop(ev *trace.Event) {
 	}
 	p, d := t.datagram(ev)
 	delete(t.udp.bySKB, ev.SKB) // its address is free from now on
-	if p.maybeFlooded(ev) {
+	if p.isCopy(d, ev) {
 		return
 	}
 	p.dropAt(d, ev)
