@@ -17,14 +17,15 @@ type way struct {
 	src, dst string // what the first hop should carry; a difference is NAT
 	origin   string // who sent it, if that was not seen
 	trim     string // Text.Trim
+	nodes    bool   // the path goes over several: their names are told
 }
 
 func (t Text) requestWay(p *tracev1.Path) way {
-	return way{p.GetRequest(), p.GetClient(), p.GetServer(), host(p.GetClient()), t.Trim}
+	return way{p.GetRequest(), p.GetClient(), p.GetServer(), host(p.GetClient()), t.Trim, severalNodes(p)}
 }
 
 func (t Text) replyWay(p *tracev1.Path) way {
-	w := way{p.GetReply(), p.GetServer(), p.GetClient(), host(p.GetServer()), t.Trim}
+	w := way{p.GetReply(), p.GetServer(), p.GetClient(), host(p.GetServer()), t.Trim, severalNodes(p)}
 	if n := len(p.GetRequest()); n > 0 {
 		last := p.GetRequest()[n-1]
 		w.src, w.dst = last.GetDestination(), last.GetSource()
@@ -66,7 +67,7 @@ func (w way) hopWord(h *tracev1.Hop, arrow bool) word {
 	case arrow: // it came in by no device: in a tunnel that was not seen, as a switch in user space has them
 		drawn = append(drawn, styled(dim, "(tunnel) -> "))
 	}
-	drawn = append(drawn, styled(bold, w.box(h.GetNetns(), h.GetNetnsInode(), h.GetWorkload())))
+	drawn = append(drawn, styled(bold, w.hopBox(h)))
 	if h.GetOutDevice() != "" {
 		drawn = append(drawn, styled(plain, " "+h.GetOutDevice()))
 	}
@@ -83,6 +84,26 @@ func translation(src, dst string, h *tracev1.Hop) []word {
 		ws = append(ws, unbroken(dim, "{to "+d+"}"))
 	}
 	return ws
+}
+
+// hopBox names the node too where there are several.
+func (w way) hopBox(h *tracev1.Hop) string {
+	box := w.box(h.GetNetns(), h.GetNetnsInode(), h.GetWorkload())
+	if w.nodes {
+		return "[" + onNode(h.GetNode(), box[1:])
+	}
+	return box
+}
+
+func onNode(node, name string) string { return or(node, "?") + ": " + name }
+
+// severalNodes reports whether a path's hops are of more than one node.
+func severalNodes(p *tracev1.Path) bool {
+	nodes := make(map[string]bool)
+	for _, h := range slices.Concat(p.GetRequest(), p.GetReply()) {
+		nodes[h.GetNode()] = true
+	}
+	return len(nodes) > 1
 }
 
 func (w way) box(netns string, inode uint32, workload string) string {
@@ -106,6 +127,9 @@ func placeName(netns string, inode uint32, workload string) string {
 // hopAt returns the index of the last hop in the namespace where the fault is, or -1.
 func hopAt(hops []*tracev1.Hop, at *tracev1.Where) int {
 	for i, h := range slices.Backward(hops) {
+		if at.GetNode() != "" && h.GetNode() != "" && at.GetNode() != h.GetNode() {
+			continue // each node has its own numbers
+		}
 		if at.GetNetnsInode() != 0 && h.GetNetnsInode() != 0 {
 			if at.GetNetnsInode() == h.GetNetnsInode() {
 				return i

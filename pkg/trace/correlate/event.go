@@ -359,7 +359,7 @@ func (t *Table) addSocketState(ev *trace.Event) {
 			return
 		}
 		// Whatever devices showed of it, both sides have heard of each other.
-		p.replied, p.changed = ev.Time, true
+		p.replied, p.changed, p.established = ev.Time, true, true
 		if !p.answered {
 			p.answered = true
 			t.handOut(p)

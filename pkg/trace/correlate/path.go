@@ -28,6 +28,8 @@ type path struct {
 	answered       bool
 	guessed        bool // who is the client
 	reset          bool
+	adopted        bool    // it began before we looked: seq is not that of its SYN
+	established    bool    // a socket said that both sides have heard of each other
 	closed         bool    // both sides have sent a FIN, or one a RST
 	fins           [2]bool // by direction: a FIN was seen
 	changed        bool    // since it was last handed out
@@ -201,6 +203,7 @@ func (p *path) depart(d trace.Direction, ev *trace.Event) *hop {
 		h.count++
 		h.at = ev.Time
 		h.mark = ev.Mark
+		h.ttl = ev.TTL
 	}
 	h.left = ev.Time
 	if h.out.Index == 0 {
@@ -281,7 +284,12 @@ func (p *path) arrival(d trace.Direction, h *hop) trace.Event {
 
 // snapshot makes the path that diagnosis and people see.
 func (p *path) snapshot(place func(trace.Netns, time.Time) trace.Place) trace.Path {
+	seq := p.seq
+	if p.adopted || p.protocol != trace.TCP {
+		seq = 0
+	}
 	return trace.Path{
+		Sequence: seq, Established: p.established,
 		Protocol: p.protocol, Client: p.client, Server: p.server,
 		Request: snapshotHops(p.request, place), Reply: snapshotHops(p.reply, place),
 		First: p.first, Last: p.last, Requests: p.requests,
@@ -299,7 +307,7 @@ func snapshotHops(hops []hop, place func(trace.Netns, time.Time) trace.Place) []
 		}
 		out = append(out, trace.Hop{
 			Place: place(h.netns, h.first), In: h.in, Out: h.out, Tuple: h.tuple, First: h.first, Count: h.count,
-			Arrived: h.arrived, Rounds: h.rounds, Mark: h.mark, Bridged: h.otherHost,
+			Arrived: h.arrived, Rounds: h.rounds, Mark: h.mark, Bridged: h.otherHost, TTL: h.ttl,
 		})
 	}
 	return out

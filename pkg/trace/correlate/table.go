@@ -251,7 +251,7 @@ func (t *Table) adopt(ev *trace.Event) (*path, trace.Direction) {
 		tuple, d = tuple.Reverse(), trace.Reply
 	}
 	p := t.create(ev.Seq, tuple, ev)
-	p.guessed = !ev.Conntrack.Known()
+	p.guessed, p.adopted = !ev.Conntrack.Known(), true
 	t.touch(p, tuple, ev)
 	return p, d
 }
