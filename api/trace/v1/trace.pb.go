@@ -1063,8 +1063,10 @@ type Hop struct {
 	// Addresses before this host's NAT; empty when it was made here.
 	ArrivedSource      string `protobuf:"bytes,12,opt,name=arrived_source,json=arrivedSource,proto3" json:"arrived_source,omitempty"`
 	ArrivedDestination string `protobuf:"bytes,13,opt,name=arrived_destination,json=arrivedDestination,proto3" json:"arrived_destination,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// It was addressed to another MAC: a bridge sent it on.
+	Bridged       bool `protobuf:"varint,14,opt,name=bridged,proto3" json:"bridged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hop) Reset() {
@@ -1186,6 +1188,13 @@ func (x *Hop) GetArrivedDestination() string {
 		return x.ArrivedDestination
 	}
 	return ""
+}
+
+func (x *Hop) GetBridged() bool {
+	if x != nil {
+		return x.Bridged
+	}
+	return false
 }
 
 type Process struct {
@@ -1733,7 +1742,7 @@ const file_trace_proto_rawDesc = "" +
 	" \x01(\v2\x1b.replypath.trace.v1.ProcessR\aprocess\x12\x14\n" +
 	"\x05reset\x18\v \x01(\bR\x05reset\x12\x1a\n" +
 	"\bsequence\x18\f \x01(\rR\bsequence\x12 \n" +
-	"\vestablished\x18\r \x01(\bR\vestablished\"\x92\x03\n" +
+	"\vestablished\x18\r \x01(\bR\vestablished\"\xac\x03\n" +
 	"\x03Hop\x12\x14\n" +
 	"\x05netns\x18\x01 \x01(\tR\x05netns\x12\x1f\n" +
 	"\vnetns_inode\x18\x02 \x01(\rR\n" +
@@ -1750,7 +1759,8 @@ const file_trace_proto_rawDesc = "" +
 	" \x01(\tR\x04node\x12\x10\n" +
 	"\x03ttl\x18\v \x01(\rR\x03ttl\x12%\n" +
 	"\x0earrived_source\x18\f \x01(\tR\rarrivedSource\x12/\n" +
-	"\x13arrived_destination\x18\r \x01(\tR\x12arrivedDestination\"/\n" +
+	"\x13arrived_destination\x18\r \x01(\tR\x12arrivedDestination\x12\x18\n" +
+	"\abridged\x18\x0e \x01(\bR\abridged\"/\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x12\n" +
 	"\x04comm\x18\x02 \x01(\tR\x04comm\"\xde\x01\n" +

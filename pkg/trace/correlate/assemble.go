@@ -70,7 +70,8 @@ func interleave(parts []*trace.Path, of func(*trace.Path) []trace.Hop) []trace.H
 	}
 }
 
-// addHops adds the hops of a part to those of its node.
+// addHops adds the hops of a part to those of its node. A node that saw an
+// exchange before and after a translation elsewhere may have taken it for two.
 func addHops(nodes [][]trace.Hop, hops []trace.Hop) [][]trace.Hop {
 	if len(hops) == 0 {
 		return nodes
@@ -88,6 +89,7 @@ func addHops(nodes [][]trace.Hop, hops []trace.Hop) [][]trace.Hop {
 			nodes[n][k].Count += hops[i].Count
 		}
 	}
+	slices.SortStableFunc(nodes[n], func(a, b trace.Hop) int { return a.First.Compare(b.First) }) // by one clock
 	return nodes
 }
 
@@ -108,12 +110,17 @@ func precedes(a, b, way []trace.Hop) bool {
 }
 
 // remaining orders hops by what a packet has left to live. It leaves the host that
-// made it with as much as it comes to the next one.
+// made it with as much as it comes to the next one, and bridges take nothing: they
+// are before the host that it is addressed to.
 func remaining(h *trace.Hop) int {
-	if wasMade(h) {
-		return 2*int(h.TTL) + 1
+	r := 3 * int(h.TTL)
+	switch {
+	case wasMade(h):
+		return r + 2
+	case h.Bridged:
+		return r + 1
 	}
-	return 2 * int(h.TTL)
+	return r
 }
 
 // wasMade reports a hop that the packet came into by no device.
