@@ -40,7 +40,6 @@ type fleet struct {
 // connectAll connects to all agents that were named. One that is not there leaves the others.
 func (s *server) connectAll(ctx context.Context) (*connection, error) {
 	f := &fleet{world: s.world}
-	var failed error
 	for i, target := range s.targets {
 		if slices.Contains(s.targets[:i], target) {
 			continue
@@ -56,12 +55,11 @@ func (s *server) connectAll(ctx context.Context) (*connection, error) {
 			f.close()
 			return nil, err
 		default:
-			failed = cmp.Or(failed, err)
 			f.missing(target, err)
 		}
 	}
 	if len(f.members) == 0 {
-		return nil, noAgentf("none of the agents answers: %w", failed)
+		return nil, errNone
 	}
 	return &connection{TracerClient: f, server: fmt.Sprintf("%d addresses", len(s.targets)), stop: f.close}, nil
 }
@@ -78,7 +76,7 @@ func (f *fleet) missing(server string, err error) {
 	defer f.mu.Unlock()
 	if !slices.Contains(f.silent, server) {
 		f.silent = append(f.silent, server)
-		f.world.note("%v: what it saw is missing from the answer", err)
+		f.world.note("%v (what it saw is missing from the answer)", err)
 	}
 }
 
@@ -89,8 +87,11 @@ func (f *fleet) unanswered() []string {
 	return slices.Sorted(slices.Values(f.silent))
 }
 
-// all asks each agent, all at the same time. The error is that of the first when
-// none answers, or the first that is the question's own fault.
+// errNone: the user has been told of each by itself.
+var errNone = noAgentf("none of the agents answers")
+
+// all asks each agent, all at the same time. The error is errNone, or the first
+// that is the question's own fault.
 func (f *fleet) all(ctx context.Context, ask func(int, *connection) error) error {
 	errs := make([]error, len(f.members))
 	var group sync.WaitGroup
@@ -111,7 +112,7 @@ func (f *fleet) all(ctx context.Context, ask func(int, *connection) error) error
 		}
 	}
 	if !answered {
-		return cmp.Or(errs...)
+		return errNone
 	}
 	return nil
 }

@@ -89,6 +89,8 @@ type HostState struct {
 	// if conntrack knew its connection.
 	Tracked   bool
 	IfTracked []FilterVerdict
+	// Virtual: the packet's address that this host owns is as that of a service, which many hosts may have (Owner.Virtual).
+	Virtual bool
 }
 
 // Asked reports whether the namespace could be asked at all.

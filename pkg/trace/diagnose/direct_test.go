@@ -101,16 +101,16 @@ func TestNotAstray(t *testing.T) {
 func TestDirectAnswer(t *testing.T) {
 	c := tunnelled()
 	c.Place = be
-	if text := directAnswer(&c); !strings.Contains(text, "ig only tunnelled") {
+	if text := directAnswer(&c, &trace.HostState{}); !strings.Contains(text, "ig only tunnelled") {
 		t.Errorf("got %q", text)
 	}
 	c.Path.Request[1].In = eth0
-	if text := directAnswer(&c); text != "" {
+	if text := directAnswer(&c, &trace.HostState{}); text != "" {
 		t.Errorf("plain NAT is told as DSR: %q", text)
 	}
 	c = tunnelled()
 	c.Place, c.Path.Request[1].Tuple.Dst = be, netip.MustParseAddrPort("203.0.113.80:80")
-	if text := directAnswer(&c); text != "" {
+	if text := directAnswer(&c, &trace.HostState{}); text != "" {
 		t.Errorf("a host that does not translate is told as the one: %q", text)
 	}
 }
