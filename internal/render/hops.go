@@ -86,13 +86,13 @@ func translation(src, dst string, h *tracev1.Hop) []word {
 	return ws
 }
 
-// hopBox names the node too where there are several.
+// hopBox is a hop's namespace, with its node where there are several.
 func (w way) hopBox(h *tracev1.Hop) string {
-	box := w.box(h.GetNetns(), h.GetNetnsInode(), h.GetWorkload())
+	name := placeName(strings.TrimPrefix(h.GetNetns(), w.trim), h.GetNetnsInode(), h.GetWorkload())
 	if w.nodes {
-		return "[" + onNode(h.GetNode(), box[1:])
+		name = onNode(h.GetNode(), name)
 	}
-	return box
+	return "[" + name + "]"
 }
 
 func onNode(node, name string) string { return or(node, "?") + ": " + name }
@@ -104,10 +104,6 @@ func severalNodes(p *tracev1.Path) bool {
 		nodes[h.GetNode()] = true
 	}
 	return len(nodes) > 1
-}
-
-func (w way) box(netns string, inode uint32, workload string) string {
-	return "[" + placeName(strings.TrimPrefix(netns, w.trim), inode, workload) + "]"
 }
 
 // placeName names a namespace as its operator does: the workload in it, its
