@@ -88,6 +88,13 @@ func TestJoinNodes(t *testing.T) {
 				nodes[ns] = host
 			}
 			compare(t, "a node each", events, nodes)
+			if strings.HasPrefix(name, "dsr-tunnel") {
+				for _, p := range pathsOf(events, nodes, "", 0) {
+					if text := drawn(&p); !strings.Contains(text, ">vxlanvx0 ") || !strings.Contains(text, "(vxlanvx0>") {
+						t.Errorf("the tunnel does not show: %s", text)
+					}
+				}
+			}
 			for i, host := range slices.Sorted(maps.Values(hosts)) { // in turn on two nodes
 				for ns := range hosts {
 					if hosts[ns] == host {
@@ -135,6 +142,9 @@ func compare(t *testing.T, title string, events []trace.Event, nodes map[trace.N
 		views[i].Paths = pathsOf(events, nodes, node, ahead)
 	}
 	exchanges, _ := correlate.Join(views, nil)
+	if len(exchanges) == 0 {
+		t.Errorf("%s: no exchange", title)
+	}
 	var got, want []string
 	for _, e := range exchanges {
 		got = append(got, drawn(&e.Path))
@@ -180,7 +190,7 @@ func pathsOf(events []trace.Event, nodes map[trace.Netns]string, node string, ah
 func drawn(p *trace.Path) string {
 	text := fmt.Sprintf("%s answered %v, %d requests:", p.Connection, p.Answered, p.Requests)
 	for _, h := range p.Request {
-		text += fmt.Sprintf(" %d(%s>%s %s)", h.Place.Netns, h.In.Name, h.Out.Name, h.Tuple.Dst)
+		text += fmt.Sprintf(" %d(%s%s>%s%s %s)", h.Place.Netns, h.InTunnel, h.In.Name, h.OutTunnel, h.Out.Name, h.Tuple.Dst)
 	}
 	text += " back"
 	for _, h := range p.Reply {

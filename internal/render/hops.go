@@ -47,6 +47,9 @@ func (w way) draw(stop int, mark []word) []word {
 			ws = append(ws, words(dim, "(and went on)")...)
 		}
 		ws = append(ws, w.hopWord(h, arrow))
+		if kind := h.GetOutTunnel(); kind != "" {
+			ws = append(ws, unbroken(dim, "("+kind+")"))
+		}
 		ws = append(ws, translation(src, dst, h)...)
 		src, dst = or(h.GetSource(), src), or(h.GetDestination(), dst)
 		if i == stop {

@@ -61,6 +61,9 @@ func (t Text) namesOf(p *tracev1.Path, hops []*tracev1.Hop) string {
 		if nodes {
 			names[i] = onNode(h.GetNode(), names[i])
 		}
+		if kind := h.GetInTunnel(); kind != "" {
+			names[i] = kind + " to " + names[i]
+		}
 	}
 	return strings.Join(names, ", ")
 }

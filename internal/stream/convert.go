@@ -54,7 +54,7 @@ func protoHops(hops []trace.Hop) []*tracev1.Hop {
 			InDevice: text(h.In.Name), OutDevice: text(h.Out.Name),
 			Source: address(h.Tuple.Src), Destination: address(h.Tuple.Dst),
 			Time: timestamp(h.First), Count: h.Count, Node: text(h.Place.Node), Ttl: uint32(h.TTL),
-			ArrivedSource: address(h.Arrived.Src), ArrivedDestination: address(h.Arrived.Dst), Bridged: h.Bridged,
+			ArrivedSource: address(h.Arrived.Src), ArrivedDestination: address(h.Arrived.Dst), Bridged: h.Bridged, InTunnel: text(h.InTunnel), OutTunnel: text(h.OutTunnel),
 		})
 	}
 	return out

@@ -59,7 +59,7 @@ func traceHops(protocol trace.Protocol, hops []*tracev1.Hop) []trace.Hop {
 			Place: trace.Place{Node: h.GetNode(), Netns: trace.Netns(h.GetNetnsInode()), Name: h.GetNetns(), Workload: h.GetWorkload()},
 			In:    trace.Device{Name: h.GetInDevice()}, Out: trace.Device{Name: h.GetOutDevice()},
 			Tuple: trace.Tuple{Protocol: protocol, Src: parseAddress(h.GetSource()), Dst: parseAddress(h.GetDestination())},
-			First: parseTime(h.GetTime()), Count: h.GetCount(), TTL: uint8(h.GetTtl()), Bridged: h.GetBridged(),
+			First: parseTime(h.GetTime()), Count: h.GetCount(), TTL: uint8(h.GetTtl()), Bridged: h.GetBridged(), InTunnel: h.GetInTunnel(), OutTunnel: h.GetOutTunnel(),
 		}
 		if h.GetArrivedSource() != "" {
 			hop.Arrived = trace.Tuple{Protocol: protocol, Src: parseAddress(h.GetArrivedSource()), Dst: parseAddress(h.GetArrivedDestination())}

@@ -29,6 +29,8 @@ type Hop struct {
 	First   time.Time
 	Count   uint32 // packets of the handshake seen here, retransmissions included
 	TTL     uint8  // hops left to live as it came in, or where it was made as it left; 0: not told
+	// InTunnel and OutTunnel are the kinds of In and Out where they are tunnels: "vxlan".
+	InTunnel, OutTunnel string
 }
 
 // Path is one exchange joined across the namespaces of a node: the hops of the

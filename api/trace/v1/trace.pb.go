@@ -1064,7 +1064,10 @@ type Hop struct {
 	ArrivedSource      string `protobuf:"bytes,12,opt,name=arrived_source,json=arrivedSource,proto3" json:"arrived_source,omitempty"`
 	ArrivedDestination string `protobuf:"bytes,13,opt,name=arrived_destination,json=arrivedDestination,proto3" json:"arrived_destination,omitempty"`
 	// It was addressed to another MAC: a bridge sent it on.
-	Bridged       bool `protobuf:"varint,14,opt,name=bridged,proto3" json:"bridged,omitempty"`
+	Bridged bool `protobuf:"varint,14,opt,name=bridged,proto3" json:"bridged,omitempty"`
+	// Kind of the devices, where they are tunnels: vxlan, geneve, gre, ipip, ….
+	InTunnel      string `protobuf:"bytes,15,opt,name=in_tunnel,json=inTunnel,proto3" json:"in_tunnel,omitempty"`
+	OutTunnel     string `protobuf:"bytes,16,opt,name=out_tunnel,json=outTunnel,proto3" json:"out_tunnel,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1195,6 +1198,20 @@ func (x *Hop) GetBridged() bool {
 		return x.Bridged
 	}
 	return false
+}
+
+func (x *Hop) GetInTunnel() string {
+	if x != nil {
+		return x.InTunnel
+	}
+	return ""
+}
+
+func (x *Hop) GetOutTunnel() string {
+	if x != nil {
+		return x.OutTunnel
+	}
+	return ""
 }
 
 type Process struct {
@@ -1742,7 +1759,7 @@ const file_trace_proto_rawDesc = "" +
 	" \x01(\v2\x1b.replypath.trace.v1.ProcessR\aprocess\x12\x14\n" +
 	"\x05reset\x18\v \x01(\bR\x05reset\x12\x1a\n" +
 	"\bsequence\x18\f \x01(\rR\bsequence\x12 \n" +
-	"\vestablished\x18\r \x01(\bR\vestablished\"\xac\x03\n" +
+	"\vestablished\x18\r \x01(\bR\vestablished\"\xe8\x03\n" +
 	"\x03Hop\x12\x14\n" +
 	"\x05netns\x18\x01 \x01(\tR\x05netns\x12\x1f\n" +
 	"\vnetns_inode\x18\x02 \x01(\rR\n" +
@@ -1760,7 +1777,10 @@ const file_trace_proto_rawDesc = "" +
 	"\x03ttl\x18\v \x01(\rR\x03ttl\x12%\n" +
 	"\x0earrived_source\x18\f \x01(\tR\rarrivedSource\x12/\n" +
 	"\x13arrived_destination\x18\r \x01(\tR\x12arrivedDestination\x12\x18\n" +
-	"\abridged\x18\x0e \x01(\bR\abridged\"/\n" +
+	"\abridged\x18\x0e \x01(\bR\abridged\x12\x1b\n" +
+	"\tin_tunnel\x18\x0f \x01(\tR\binTunnel\x12\x1d\n" +
+	"\n" +
+	"out_tunnel\x18\x10 \x01(\tR\toutTunnel\"/\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x12\n" +
 	"\x04comm\x18\x02 \x01(\tR\x04comm\"\xde\x01\n" +

@@ -91,6 +91,7 @@ type hop struct {
 	left      time.Time // latest departure
 	ttl       uint8     // of the latest arrival
 	rounds    uint32    // how often the packet that came in last had been here before
+	kinds     [2]string // of the devices in and out
 }
 
 // related reports whether a packet in direction d can belong to the path; tuple
@@ -159,6 +160,9 @@ func (p *path) arrive(d trace.Direction, ev *trace.Event) *hop {
 		*hops = append(*hops, hop{netns: ev.Netns, in: ev.Device, port: ev.Device.Index, first: ev.Time})
 		h = &(*hops)[len(*hops)-1]
 	}
+	if h.in.Index == ev.Device.Index {
+		h.kinds[0] = ev.Kind
+	}
 	if !h.comesAround(ev) {
 		h.count++
 	}
@@ -207,7 +211,7 @@ func (p *path) depart(d trace.Direction, ev *trace.Event) *hop {
 	}
 	h.left = ev.Time
 	if h.out.Index == 0 {
-		h.out = ev.Device
+		h.out, h.kinds[1] = ev.Device, ev.Kind
 	}
 	h.pending = false
 	h.tuple = ev.Tuple
@@ -308,7 +312,16 @@ func snapshotHops(hops []hop, place func(trace.Netns, time.Time) trace.Place) []
 		out = append(out, trace.Hop{
 			Place: place(h.netns, h.first), In: h.in, Out: h.out, Tuple: h.tuple, First: h.first, Count: h.count,
 			Arrived: h.arrived, Rounds: h.rounds, Mark: h.mark, Bridged: h.otherHost, TTL: h.ttl,
+			InTunnel: tunnelKind(h.kinds[0]), OutTunnel: tunnelKind(h.kinds[1]),
 		})
 	}
 	return out
+}
+
+// tunnelKind returns the kind of a device if it is a tunnel.
+func tunnelKind(kind string) string {
+	if trace.IsTunnel(kind) {
+		return kind
+	}
+	return ""
 }
