@@ -17,6 +17,7 @@ const (
 // path is an exchange that is still followed.
 type path struct {
 	seq            uint32 // of its SYN
+	opens          uint32 // its key in Table.opened
 	next           *path  // another path with the same seq
 	protocol       trace.Protocol
 	client, server netip.AddrPort
