@@ -148,10 +148,10 @@ func (r *round) run(ctx context.Context) error {
 		return nil
 	}
 	r.seeds = r.named()
-	for known := (named)(nil); len(known) < len(r.named()); {
-		known = r.named()
+	for before, known := 0, r.seeds; len(known) > before; known = r.named() {
+		before = len(known)
 		q.Connections = known.messages()
-		if len(known) > maxNamed && q.GetProcessGroup() == 0 {
+		if before > maxNamed && q.GetProcessGroup() == 0 {
 			q.Filter, q.Connections = "", nil // what does not belong here is left out when it is joined
 		}
 		if err := r.ask(ctx, q); err != nil {

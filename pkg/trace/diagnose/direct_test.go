@@ -114,3 +114,35 @@ func TestDirectAnswer(t *testing.T) {
 		t.Errorf("a host that does not translate is told as the one: %q", text)
 	}
 }
+
+// TestOwnAnswer: what makes direct return is the service's address on the host
+// that answers, behind a host that sent the request on as it was. Routers alone do not.
+func TestOwnAnswer(t *testing.T) {
+	rt, lb := trace.Place{Netns: 5, Name: "rt"}, trace.Place{Netns: 6, Name: "lb"}
+	hop := func(p trace.Place, out trace.Device, arrived, left trace.Tuple) trace.Hop {
+		return trace.Hop{Place: p, In: eth0, Out: out, Arrived: arrived, Tuple: left}
+	}
+	switched := hop(trace.Place{Netns: 7, Name: "sw"}, eth1, vip4, vip4)
+	switched.Bridged = true
+	atBackend := hop(be, trace.Device{}, vip4, vip4)
+	for name, test := range map[string]struct {
+		virtual bool
+		request []trace.Hop
+		want    string
+	}{
+		"through a load balancer":  {true, []trace.Hop{hop(rt, eth1, vip4, vip4), hop(lb, eth0, vip4, vip4), switched, atBackend}, "does not go back through lb"},
+		"balancer next to client":  {true, []trace.Hop{hop(lb, eth0, vip4, vip4), atBackend}, "with 203.0.113.80:80 as source"},
+		"two routers to a server":  {false, []trace.Hop{hop(rt, eth1, vip4, vip4), hop(lb, eth1, vip4, vip4), atBackend}, ""},
+		"a load balancer with NAT": {true, []trace.Hop{hop(rt, eth1, vip4, vip4), hop(lb, eth1, vip4, inPod), hop(be, trace.Device{}, inPod, inPod)}, ""},
+		"only a switch between":    {true, []trace.Hop{switched, atBackend}, ""},
+		"on the way":               {true, []trace.Hop{hop(lb, eth0, vip4, vip4), hop(be, eth1, vip4, vip4)}, ""},
+		"not seen":                 {true, nil, ""},
+	} {
+		c := request(trace.SymptomSilence, vip4)
+		c.Path.Request = test.request
+		text := directAnswer(&c, &trace.HostState{Virtual: test.virtual})
+		if (text == "") != (test.want == "") || !strings.Contains(text, test.want) {
+			t.Errorf("%s: %q", name, text)
+		}
+	}
+}
