@@ -17,6 +17,9 @@ func TestReadOwned(t *testing.T) {
 	for family, p := range plans {
 		h, _ := newHost(t, p)
 		ownsVIP(h, p)
+		pod := newSpace(t)
+		h.connect("veth0", pod, "eth0")
+		pod.address("eth0", p.gw1+p.single[len(p.client):])
 		h.address("eth1", p.otherClient+p.single[len(p.client):])
 		h.route(unix.RTN_LOCAL, p.wide, "", "lo", func(r *netlink.Route) { r.Scope, r.Table = netlink.SCOPE_HOST, unix.RT_TABLE_LOCAL })
 		own := netip.MustParsePrefix(p.own0).Addr().String()
@@ -37,6 +40,11 @@ func TestReadOwned(t *testing.T) {
 			if state.Virtual != test.want || len(state.Unread) > 0 {
 				t.Errorf("%s, %s: virtual %v, want %v; unread %q", family, test.about, state.Virtual, test.want, state.Unread)
 			}
+		}
+		state, err := reader.Read(t.Context(), trace.Question{Place: pod.place(), Packet: packet(p.client, p.gw1), In: pod.index("eth0")})
+		must(t, err)
+		if !state.DstLocal || state.Virtual {
+			t.Errorf("%s: a pod's only address is taken for a service's", family)
 		}
 	}
 }

@@ -89,7 +89,7 @@ type HostState struct {
 	// if conntrack knew its connection.
 	Tracked   bool
 	IfTracked []FilterVerdict
-	// Virtual: the packet's address that this host owns is as that of a service, which many hosts may have (Owner.Virtual).
+	// Virtual: the packet's address that this host owns is that of a service, which many hosts may have.
 	Virtual bool
 }
 

@@ -43,7 +43,7 @@ func directAnswer(c *trace.Case, s *trace.HostState) string {
 }
 
 // ownAnswer tells of a host that has a service's address among its own, and got
-// the request from a load balancer: one that sent it on as it was.
+// the request from a load balancer, as it was: one that is seen, or on another node.
 func ownAnswer(c *trace.Case, s *trace.HostState) string {
 	at := requestAt(&c.Path, c.Place.Netns)
 	if at == nil || !s.Virtual || at.Out.Index != 0 {
@@ -59,12 +59,15 @@ func ownAnswer(c *trace.Case, s *trace.HostState) string {
 			balancer = h
 		}
 	}
-	if balancer == nil {
-		return ""
+	here, asked := name(c.Place), at.Tuple.Dst
+	switch {
+	case balancer != nil:
+		return fmt.Sprintf(" %s has the service's address itself, so %s answers the client directly, with %s as source: "+
+			"the reply does not go back through %s, from which the request came (DSR).", here, here, asked, name(balancer.Place))
+	case c.Path.Request[0].In.Index != 0: // from another node
+		return fmt.Sprintf(" %s has the service's address itself, so %s answers the client directly, with %s as source (DSR).", here, here, asked)
 	}
-	asked := at.Tuple.Dst
-	return fmt.Sprintf(" %s has the service's address itself, so %s answers the client directly, with %s as source: "+
-		"the reply does not go back through %s, from which the request came (DSR).", name(c.Place), name(c.Place), asked, name(balancer.Place))
+	return ""
 }
 
 // astray returns the case of the host that sent a reply to a router which has no

@@ -134,7 +134,8 @@ func TestOwnAnswer(t *testing.T) {
 		"balancer next to client":  {true, []trace.Hop{hop(lb, eth0, vip4, vip4), atBackend}, "with 203.0.113.80:80 as source"},
 		"two routers to a server":  {false, []trace.Hop{hop(rt, eth1, vip4, vip4), hop(lb, eth1, vip4, vip4), atBackend}, ""},
 		"a load balancer with NAT": {true, []trace.Hop{hop(rt, eth1, vip4, vip4), hop(lb, eth1, vip4, inPod), hop(be, trace.Device{}, inPod, inPod)}, ""},
-		"only a switch between":    {true, []trace.Hop{switched, atBackend}, ""},
+		"only a switch between":    {true, []trace.Hop{{Place: mgmt, Out: eth0, Tuple: vip4}, switched, atBackend}, ""},
+		"a balancer on its node":   {true, []trace.Hop{switched, atBackend}, "with 203.0.113.80:80 as source (DSR)"},
 		"on the way":               {true, []trace.Hop{hop(lb, eth0, vip4, vip4), hop(be, eth1, vip4, vip4)}, ""},
 		"not seen":                 {true, nil, ""},
 	} {
