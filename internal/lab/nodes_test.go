@@ -72,7 +72,7 @@ func TestJoinNodes(t *testing.T) {
 	w := watchKernel(t)
 	for _, name := range []string{
 		"dsr-healthy", "dsr6-healthy", "dsr-tunnel-healthy", "dsr-tunnel6-healthy", "dsr-return-healthy", "nat-healthy", "nat6-healthy",
-		"dsr-healthy-snat", "dsr-udp-healthy", "dsr-tunnel-udp-healthy", "dsr-tunnel6-udp-healthy", "dsr-no-route", "dsr-forward-drop", "antrea-healthy",
+		"nat-tunnel-healthy", "nat-tunnel6-healthy", "nat-tunnel-udp-healthy", "nat-tunnel6-udp-healthy", "dsr-healthy-snat", "dsr-udp-healthy", "dsr-tunnel-udp-healthy", "dsr-tunnel6-udp-healthy", "dsr-no-route", "dsr-forward-drop", "antrea-healthy",
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, ok := lab.Find(name)
@@ -88,10 +88,10 @@ func TestJoinNodes(t *testing.T) {
 				nodes[ns] = host
 			}
 			compare(t, "a node each", events, nodes)
-			if strings.HasPrefix(name, "dsr-tunnel") {
-				for _, p := range pathsOf(events, nodes, "", 0) {
-					if text := drawn(&p); !strings.Contains(text, ">vxlanvx0 ") || !strings.Contains(text, "(vxlanvx0>") {
-						t.Errorf("the tunnel does not show: %s", text)
+			if want, ok := ways[strings.NewReplacer("6", "", "-udp", "").Replace(name)]; ok {
+				for _, p := range pathsOf(events, hosts, "", 0) {
+					if got := way(&p); got != want {
+						t.Errorf("went\n  %s\nwant\n  %s", got, want)
 					}
 				}
 			}
@@ -105,6 +105,27 @@ func TestJoinNodes(t *testing.T) {
 			compare(t, "two nodes", events, nodes)
 		})
 	}
+}
+
+// ways are the hosts that a path goes through, of one exchange over namespaces, NAT and a tunnel.
+var ways = map[string]string{
+	"dsr-tunnel-healthy": "client router switch lb =vxlan= backend, back: backend switch router client",
+	"nat-tunnel-healthy": "client lb =vxlan= node pod, back: pod node =vxlan= lb client",
+}
+
+// way names the hosts, which stand for nodes here, and the tunnels.
+func way(p *trace.Path) string {
+	names := func(hops []trace.Hop) string {
+		var list []string
+		for _, h := range hops {
+			if h.InTunnel != "" {
+				list = append(list, "="+h.InTunnel+"=")
+			}
+			list = append(list, h.Place.Node)
+		}
+		return strings.Join(list, " ")
+	}
+	return names(p.Request) + ", back: " + names(p.Reply)
 }
 
 // traffic makes a lab's connections, and returns what the kernel told of its hosts.
