@@ -220,7 +220,7 @@ func (f *fleet) Watch(ctx context.Context, q *tracev1.WatchRequest, _ ...grpc.Ca
 	if err != nil {
 		return nil, err
 	}
-	m := &mingled{ctx: ctx, told: make(chan *tracev1.WatchResponse), ended: make(chan error, 1)}
+	m := &mingled{told: make(chan *tracev1.WatchResponse), ended: make(chan error, 1)}
 	go func() { m.ended <- f.mingle(ctx, streams, m.told) }()
 	return m, nil
 }
@@ -259,7 +259,6 @@ func (f *fleet) mingle(ctx context.Context, streams []grpc.ServerStreamingClient
 // mingled is several live streams in one.
 type mingled struct {
 	grpc.ClientStream // nil: nothing but Recv and Header are called
-	ctx               context.Context
 	told              chan *tracev1.WatchResponse
 	ended             chan error
 }
