@@ -120,6 +120,7 @@ struct event {
 	__u16 ip_id;    /* IPv4, or of an IPv6 fragment */
 	__u8 ip_flags;  /* enum ip_flag */
 	__u8 pad3;
+	char kind[16]; /* of the device, as ip-link(8) says: "vxlan"; empty for a physical one */
 };
 
 /* The second form of a record: with conntrack's tuples. */

@@ -258,9 +258,14 @@ static __always_inline void fill_packet(struct event *e, const struct headers *h
 
 static __always_inline void fill_device(struct event *e, struct net_device *dev)
 {
+	const char *kind;
+
 	e->netns = BPF_CORE_READ(dev, nd_net.net, ns.inum);
 	e->ifindex = BPF_CORE_READ(dev, ifindex);
 	bpf_probe_read_kernel_str(e->device, sizeof(e->device), &dev->name);
+	kind = BPF_CORE_READ(dev, rtnl_link_ops, kind);
+	if (kind)
+		bpf_probe_read_kernel_str(e->kind, sizeof(e->kind), kind);
 }
 
 /* fill_place finds namespace and devices: skb->dev, else the socket, else the route. */

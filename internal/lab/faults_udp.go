@@ -39,6 +39,7 @@ func healthyUDP(f Family) []Lab {
 	return []Lab{
 		{Name: "healthy", Topology: overUDP(dsr(f)), Title: "direct server return of datagrams", Doc: "The server is bound to the VIP, so that its answers come from there."},
 		{Name: "healthy", Topology: overUDP(dsrTunnel(f)), Title: "direct server return of datagrams through a tunnel", Doc: "The request reaches the backend by VXLAN, the reply leaves by its LAN."},
+		{Name: "healthy", Topology: overUDP(natTunnel(f)), Title: "destination NAT of datagrams, then a tunnel", Doc: "VIP:80 becomes pod:8080, by VXLAN; the answer comes back by it."},
 		{Name: "healthy", Topology: overUDP(routed(f)), Title: "datagrams over two routers", Doc: "Request and reply take the same way."},
 		{Name: "healthy", Topology: overUDP(asym(f)), Title: "datagrams that go by one router and come by another", Doc: "r1 sees only the requests, r2 only the replies."},
 		{Name: "healthy-policy-routing", Topology: overUDP(dsr(f)), Title: "the way back of datagrams is in a table of its own",

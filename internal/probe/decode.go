@@ -50,6 +50,7 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 		Hook:          trace.Hook(e.Hook),
 		Netns:         trace.Netns(e.Netns),
 		Device:        trace.Device{Index: e.Ifindex, Name: d.name(e.Device)},
+		Kind:          d.name(e.Kind),
 		Tuple:         tuple(&e.Tuple, false),
 		SKB:           e.Skb,
 		Flags:         trace.TCPFlags(e.TcpFlags),

@@ -57,6 +57,7 @@ type dropEvent struct {
 	IpId       uint16
 	IpFlags    uint8
 	Pad3       uint8
+	Kind       [16]int8
 }
 
 type dropEventConntrack struct {

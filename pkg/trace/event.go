@@ -77,6 +77,7 @@ type Event struct {
 	Hook   Hook
 	Netns  Netns
 	Device Device // skb->dev, or the device that the hook is about
+	Kind   string // of the device, as ip-link(8) says: "vxlan", "veth"; "" for a physical one, and where it was not read
 	Tuple  Tuple  // the packet, or for a socket hook local -> remote
 
 	SKB       uint64 // kernel address: joins hops within a millisecond, not longer

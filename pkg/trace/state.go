@@ -91,6 +91,8 @@ type HostState struct {
 	Tracked   bool
 	IfTracked []FilterVerdict
 	Switch    SwitchState // with Question.Switched
+	// Virtual: the packet's address that this host owns is that of a service, which many hosts may have.
+	Virtual bool
 }
 
 // Asked reports whether the namespace could be asked at all.

@@ -90,10 +90,12 @@ func (t *Table) addHandshakeDrop(ev *trace.Event) { t.addHandshakePacketDrop(ev,
 // one dropped, or the one that it carried.
 func (t *Table) addHandshakePacketDrop(packet, ev *trace.Event) {
 	d, seq, request := trace.Request, packet.Seq, packet.Tuple
+	find := func() *path { return t.findSeq(seq, d, request, packet) }
 	if packet.Flags.IsSYNACK() {
 		d, seq, request = trace.Reply, packet.Ack-1, packet.Tuple.Reverse()
+		find = func() *path { return t.findAnswered(request, packet) }
 	}
-	p := t.findSeq(seq, d, request, packet)
+	p := find()
 	if p == nil {
 		p = t.create(seq, request, packet)
 		if d == trace.Request && ev.InIndex == 0 {

@@ -115,16 +115,7 @@ func mustForward(c *trace.Case, s *trace.HostState) bool {
 	case s.Onward.Device.Index == s.In.Index:
 		return false
 	}
-	return !isTunnel(s.In.Kind) || ownedElsewhere(c, s)
-}
-
-// isTunnel reports whether a kind of device, as ip-link(8) names it, decapsulates.
-func isTunnel(kind string) bool {
-	switch kind {
-	case "vxlan", "geneve", "gre", "gretap", "ip6gre", "ip6gretap", "ipip", "ip6tnl", "sit", "erspan", "ip6erspan", "vti", "vti6", "wireguard", "tun":
-		return true
-	}
-	return false
+	return !trace.IsTunnel(s.In.Kind) || ownedElsewhere(c, s)
 }
 
 // livesElsewhere reports whether another namespace has the destination as its address on a link.
