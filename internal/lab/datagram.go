@@ -31,6 +31,9 @@ func (s Service) serveUDP(ctx context.Context) (*udpServer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.Deaf {
+		return &udpServer{conn: conn.(*net.UDPConn)}, conn.(*net.UDPConn).SetReadBuffer(1)
+	}
 	return startUDP(conn.(*net.UDPConn)), nil
 }
 
@@ -77,8 +80,10 @@ func (c Client) ask(ctx context.Context) Outcome {
 	outcome := Timeout
 	for until := time.Now().Add(c.Timeout); time.Now().Before(until) && ctx.Err() == nil; {
 		sent := time.Now()
-		if _, err := conn.Write(question); err != nil {
-			outcome = failure(err)
+		for range max(1, c.Burst) {
+			if _, err := conn.Write(question); err != nil {
+				outcome = failure(err)
+			}
 		}
 		conn.SetReadDeadline(sent.Add(resend))
 		n, err := conn.Read(answer)

@@ -76,6 +76,7 @@ type Service struct {
 	Address netip.AddrPort
 	Dual    bool // an unspecified IPv6 address takes IPv4 too
 	UDP     bool // instead of TCP
+	Deaf    bool // UDP: it does not read, and has the smallest buffer that there is
 }
 
 // Client makes the lab's connections, or asks with datagrams.
@@ -88,6 +89,7 @@ type Client struct {
 	Abort    bool          // close with a reset, as health checks do
 	UDP      bool          // datagrams, sent again each second, instead of connections
 	Lines    int           // exchanged on each connection; 0: one
+	Burst    int           // datagrams sent at once, before the first answer is waited for; 0: one
 }
 
 // host returns the host of that name.
