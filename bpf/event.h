@@ -120,6 +120,7 @@ struct event {
 	__u16 ip_id;    /* IPv4, or of an IPv6 fragment */
 	__u8 ip_flags;  /* enum ip_flag */
 	__u8 pad3;
+	__u8 reporter[16]; /* EVENT_INNER: the address that the ICMP error comes from */
 };
 
 /* The second form of a record: with conntrack's tuples. */

@@ -57,6 +57,7 @@ type dropEvent struct {
 	IpId       uint16
 	IpFlags    uint8
 	Pad3       uint8
+	Reporter   [16]uint8
 }
 
 type dropEventConntrack struct {

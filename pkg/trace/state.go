@@ -29,6 +29,10 @@ type Question struct {
 	Ahead     bool      // the packet has not come yet: what counters say is no evidence
 	Policy    bool      // HostState.Policy is wanted
 	Switched  uint32    // ifindex of the device that may be a port of Open vSwitch's kernel datapath, which is asked; 0: none
+
+	ICMPType, ICMPCode uint8 // of a packet that is an ICMP error
+	Fragment           bool  // the packet is not the first fragment of its datagram: it has no ports
+	MoreFragments      bool  // others follow it
 }
 
 // HostState is what one namespace said, at one time, in answer to a Question.

@@ -43,10 +43,15 @@ func explainTooBig(c *trace.Case, s *trace.HostState) *explanation {
 		ev.Tuple.Src, ev.Tuple.Dst, hop, message, sender, here, dropText(ev))
 	e.fault = "icmp " + here
 	e.hook = ev.Hook.String()
-	if v := c.Verdict; v.By == trace.ByChain {
-		e.cause += fmt.Sprintf(" Chain %s of nftables table %s does it.", v.Chain, v.Table)
+	if !isNetfilterDrop(c) {
+		e.fix = []string{"# " + fmt.Sprintf("mend what drops ICMP errors in %s (%s)", here, dropText(ev)), clamp}
+		e.verify = []string{at(c.Place, "nstat -az IcmpInErrors IcmpInDestUnreachs Icmp6InPktTooBigs")}
+		return e
 	}
-	e.fix = []string{fmt.Sprintf("# accept %s (nft) in %s, before what drops it; `nft list ruleset` there shows the rules", match, here), clamp}
-	e.verify = []string{at(c.Place, "nft list ruleset") + "   # what handles ICMP errors"}
+	e.fix = []string{fmt.Sprintf("# accept %s (nft) in %s, before what drops it; `nft list ruleset` there shows the rules", match, here)}
+	if !blame(e, c, s) {
+		e.verify = append(e.verify, at(c.Place, "nft list ruleset")+"   # what handles ICMP errors")
+	}
+	e.fix = append(e.fix, clamp)
 	return e
 }

@@ -33,6 +33,9 @@ func Question(c *trace.Case) (trace.Question, bool) {
 	case trace.SymptomRefused, trace.SymptomLoop, trace.SymptomDeaf, trace.SymptomAstray, trace.SymptomAsked:
 		return q, true
 	case trace.SymptomTooBig:
+		if ev.Hook == trace.HookDrop && isNetfilterDrop(c) && ev.Reporter.IsValid() {
+			return icmpQuestion(c, q), true
+		}
 		q.In, q.Out = 0, 0 // the packet's own: of the ICMP error about it nothing is asked
 		return q, true
 	case trace.SymptomVanished:
@@ -49,14 +52,14 @@ func Question(c *trace.Case) (trace.Question, bool) {
 			q.Switched = switchPort(ev)
 			return q, true
 		case ev.Fragment, isReassembly(ev):
-			return q, true // a fragment has no ports: which rule takes it cannot be told by the datagram's
+			return fragmentQuestion(c, q), true
 		case isBufferDrop(ev) && !ev.Carried.Known():
 			q.Receivers = true
 			return q, true
 		case isTunnelDrop(ev):
 			return q, true
 		case isNetfilterDrop(c):
-			q.Filters = netfilterHooks(c)
+			q.Filters, q.MoreFragments = netfilterHooks(c), ev.MoreFragments
 			q.Limits, q.Tracked = asksLimits(c), tracked(c)
 			if ev.OtherHost && ev.Device.Index != ev.InIndex {
 				q.Out = ev.Device.Index // a bridge has chosen the port; there is no route
@@ -79,6 +82,29 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		}
 	}
 	return trace.Question{}, false
+}
+
+// icmpQuestion asks what filters do with the ICMP error that was dropped.
+func icmpQuestion(c *trace.Case, q trace.Question) trace.Question {
+	ev := &c.Event
+	q.Packet = trace.Tuple{Protocol: trace.ICMP, Src: netip.AddrPortFrom(ev.Reporter, 0), Dst: netip.AddrPortFrom(ev.Tuple.Src.Addr(), 0)}
+	if ev.Tuple.Is6() {
+		q.Packet.Protocol = trace.ICMPv6
+	}
+	q.Flags, q.ICMPType, q.ICMPCode = 0, ev.ICMPType, ev.ICMPCode
+	q.Filters, q.SourceMAC, q.Arrived = netfilterHooks(c), ev.SourceMAC, 0
+	return q
+}
+
+// fragmentQuestion asks what filters do with a fragment: it has no ports.
+func fragmentQuestion(c *trace.Case, q trace.Question) trace.Question {
+	ev := &c.Event
+	if !ev.Fragment || !isNetfilterDrop(c) {
+		return q
+	}
+	q.Packet.Src, q.Packet.Dst = netip.AddrPortFrom(q.Packet.Src.Addr(), 0), netip.AddrPortFrom(q.Packet.Dst.Addr(), 0)
+	q.Filters, q.Fragment, q.MoreFragments = netfilterHooks(c), true, ev.MoreFragments
+	return q
 }
 
 // DependsOnPath reports whether the mend depends on who is on this host's links
