@@ -334,6 +334,9 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		if diagnose.DependsOnContest(c, &s) {
 			s.Contest = i.contest(ctx, c, &s)
 		}
+		if diagnose.DependsOnNarrow(c) {
+			s.Narrow = i.narrow(c)
+		}
 		i.keepAnswer(key, s, time.Since(started))
 		return s, nil
 	})

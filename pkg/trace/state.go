@@ -73,6 +73,8 @@ type HostState struct {
 	Circle []Turn
 	// Contest is who else claims the packet's destination on the link that it came by.
 	Contest Contest
+	// Narrow is the device that a packet was too big for, where nobody says so.
+	Narrow Narrow
 
 	// ReplyFilters are the rules or policies that would drop the answer to the packet at the same hook.
 	ReplyFilters []FilterVerdict

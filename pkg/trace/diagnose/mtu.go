@@ -11,13 +11,14 @@ var mtuBlackhole = Rule{
 	Title:    "too big for a hop, and the ICMP that would say so was lost",
 	Severity: trace.Error,
 	Doc: "A packet is bigger than the MTU of the device by which a host must send it on, and may not be fragmented. The host says so with an ICMP error (\"fragmentation needed\", \"packet too big\"), and a sender that hears it sends smaller packets: " +
-		"that is no fault. It is one when the error itself is dropped on its way to the sender, at the host that drops it; or when a host says it again and again for longer than 700 ms, because the sender does not listen. The handshake always passes, its packets are small.",
+		"that is no fault. It is one when the error itself is dropped on its way to the sender, at the host that drops it; or when a host says it again and again for longer than 700 ms, because the sender does not listen. The handshake always passes, its packets are small. " +
+		"Bridges and the far ends of cables drop what is too big for them without any error, in functions that hand packets from device to device below IP: there the device and its MTU are named. Only packets by themselves are dropped so, not those that the kernel hands over joined (GSO).",
 	explain: explainTooBig,
 }
 
 func explainTooBig(c *trace.Case, s *trace.HostState) *explanation {
 	if c.Symptom != trace.SymptomTooBig {
-		return nil
+		return explainNarrow(c, s)
 	}
 	ev := &c.Event
 	here, hop := name(c.Place), name(c.TooBigPlace)

@@ -51,6 +51,9 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		case ev.BySwitch():
 			q.Switched = switchPort(ev)
 			return q, true
+		case isOversizeDrop(ev):
+			q.Out = ev.Device.Index
+			return q, true
 		case ev.Fragment, isReassembly(ev):
 			return fragmentQuestion(c, q), true
 		case isBufferDrop(ev) && !ev.Carried.Known():
@@ -231,6 +234,9 @@ func isNetfilterDrop(c *trace.Case) bool {
 	ev := &c.Event
 	if c.Verdict.Known() {
 		return true
+	}
+	if isOversizeDrop(ev) {
+		return false
 	}
 	if ev.Reason != "" && ev.Reason != "NOT_SPECIFIED" {
 		return ev.Reason == "NETFILTER_DROP" || ev.Reason == "NETFILTER_INGRESS"
