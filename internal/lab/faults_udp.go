@@ -32,7 +32,7 @@ func (h Host) owns(a netip.Addr) bool {
 
 // udpLabs are the same faults, met by datagrams.
 func udpLabs(f Family) []Lab {
-	return slices.Concat(complete(healthyUDP(f)), complete(routesUDP(f)), complete(lostUDP(f)), complete(bufferUDP(f)))
+	return slices.Concat(complete(healthyUDP(f)), complete(routesUDP(f)), complete(lostUDP(f)), complete(bufferUDP(f)), complete(shapeUDP(f)))
 }
 
 func healthyUDP(f Family) []Lab {
@@ -102,8 +102,7 @@ func lostUDP(f Family) []Lab {
 // bufferUDP are datagrams that come faster than the server reads them, or as fast.
 func bufferUDP(f Family) []Lab {
 	const id = "socket-buffer-full"
-	natted := overUDP(nat(f))
-	natted.Hosts[1].Chains = []Chain{dnatUDP(f, 20)}
+	natted := natUDP(f)
 	labs := []Lab{
 		{Name: "healthy-burst", Topology: overUDP(routed(f)), Title: "a burst of datagrams that the server reads", Doc: "Its buffer holds them until it does."},
 		{Name: "buffer-full", Topology: overUDP(routed(f)), Finding: id, Direction: trace.Request, Where: "server",
@@ -120,10 +119,17 @@ func bufferUDP(f Family) []Lab {
 	return labs
 }
 
-// dnatUDP is dnatChain for datagrams.
-func dnatUDP(f Family, i byte) Chain {
+// natUDP is nat for datagrams.
+func natUDP(f Family) Topology {
+	t := overUDP(nat(f))
+	t.Hosts[1].Chains = []Chain{dnatUDP(f, 20, 8080)}
+	return t
+}
+
+// dnatUDP is dnatChain for datagrams, to a port of the server.
+func dnatUDP(f Family, i byte, port uint16) Chain {
 	c := dnatChain(f, i)
-	c.Rules = []FilterRule{rule("service", dnat(addrPort(servers.addr(f, i), 8080)), toAddress(vip(f)), toUDPPort(80))}
+	c.Rules = []FilterRule{rule("service", dnat(addrPort(servers.addr(f, i), port)), toAddress(vip(f)), toUDPPort(80))}
 	return c
 }
 

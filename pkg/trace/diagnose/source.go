@@ -46,8 +46,12 @@ func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
 				"it is exempt from connection tracking (notrack), in another zone, or its entry was gone.", here, asked.Arrived.Dst, asked.Tuple.Dst, here, f.got.Src, f.want.Src)
 		}
 		e.fix = []string{"# " + at(c.Place, "sh -c 'nft list ruleset; iptables-save -t raw; ip6tables-save -t raw'") + fmt.Sprintf("   # remove the notrack (or zone) rule that takes replies from %s", f.got.Src)}
-		e.verify = append(e.verify, at(c.Place, "conntrack -L -p tcp -d %s", f.want.Src.Addr())+"   # must not say UNREPLIED")
+		e.verify = append(e.verify, at(c.Place, "conntrack -L -p %s -d %s", f.got.Protocol, f.want.Src.Addr())+"   # must not say UNREPLIED")
 	case ownSource:
+		if f.got.Protocol == trace.UDP {
+			explainUnbound(e, c, &f, here)
+			break
+		}
 		e.summary = fmt.Sprintf("%s answered from %s instead of %s", here, f.got.Src, f.want.Src)
 		e.cause = fmt.Sprintf("The request reached %s for %s, and the reply left it from %s: something in %s rewrites its source.", here, f.want.Src, f.got.Src, here)
 		if f.direct {
@@ -62,6 +66,20 @@ func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
 		e.fix = []string{"# " + at(c.Place, "sh -c 'nft list ruleset; iptables-save -t nat'") + fmt.Sprintf("   # exempt the source %s from source NAT", f.want.Src)}
 	}
 	return e
+}
+
+// explainUnbound tells of a UDP server whose socket is bound to no address: the
+// kernel then gives an answer the source that its route prefers.
+func explainUnbound(e *explanation, c *trace.Case, f *sourceFault, here string) {
+	e.confidence = trace.Likely
+	e.summary = fmt.Sprintf("%s answered from %s instead of %s", here, f.got.Src, f.want.Src)
+	e.cause = fmt.Sprintf("The request reached %s for %s, and the answer left it from %s. A UDP socket that is bound to no address answers from the one that the route to the client prefers, "+
+		"unless its program takes the source from the request (IP_PKTINFO); or something in %s rewrites the source.", here, f.want.Src, f.got.Src, here)
+	e.fix = []string{
+		fmt.Sprintf("# let the server in %s bind to %s (with other sockets for its other addresses), or answer with the address that it was asked at (IP_PKTINFO, IPV6_PKTINFO)", here, f.want.Src),
+		"# or, if its socket is bound to it: " + at(c.Place, "sh -c 'nft list ruleset; iptables-save; tc filter show dev %s egress'", f.at.Out.Name) + "   # remove what changes the source",
+	}
+	e.verify = append(e.verify, at(c.Place, "ss -Huanp 'sport = :%d'", f.want.Src.Port())+fmt.Sprintf("   # the local address must be %s", f.want.Src.Addr()))
 }
 
 // explainBypass tells of an answer that went around the host which would have restored its source.
