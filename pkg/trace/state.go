@@ -73,6 +73,8 @@ type HostState struct {
 	Circle []Turn
 	// Contest is who else claims the packet's destination on the link that it came by.
 	Contest Contest
+	// Sent is how the host that the packet came from sent it here.
+	Sent Lookup
 	// Narrow is the device that a packet was too big for, where nobody says so.
 	Narrow Narrow
 

@@ -41,7 +41,7 @@ func Question(c *trace.Case) (trace.Question, bool) {
 	case trace.SymptomVanished:
 		q.Policy = true
 		return q, c.Suspect
-	case trace.SymptomMisaddressed:
+	case trace.SymptomMisaddressed, trace.SymptomStray:
 		return q, c.Suspect
 	case trace.SymptomUnmatched:
 		return q, true
@@ -214,11 +214,17 @@ func Suspects(c *trace.Case) []trace.Case {
 	var suspects []trace.Case
 	for i := len(c.Path.Request) - 1; i > 0; i-- { // the first hop is the client, or the way in
 		h := &c.Path.Request[i]
-		if h.In.Index == 0 || h.Out.Index == 0 || c.Symptom == trace.SymptomStray && h.In.Index != h.Out.Index {
+		if h.In.Index == 0 || h.Out.Index == 0 {
 			continue
 		}
 		s := *c
 		s.Suspect, s.Symptom, s.Place = true, trace.SymptomLoop, h.Place
+		if c.Symptom == trace.SymptomStray && h.In.Index != h.Out.Index {
+			if h.Bridged || i != len(c.Path.Request)-1 {
+				continue
+			}
+			s.Symptom = trace.SymptomStray // it went on from here, and nobody saw it again
+		}
 		s.Event.Netns, s.Event.Device, s.Event.InIndex, s.Event.OutIndex = h.Place.Netns, h.In, h.In.Index, 0
 		s.Event.Tuple = h.Tuple
 		s.Arrival = s.Event
