@@ -334,6 +334,9 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		if diagnose.DependsOnContest(c, &s) {
 			s.Contest = i.contest(ctx, c, &s)
 		}
+		if diagnose.DependsOnNAT(c) {
+			s.NAT = i.natRules(ctx, q)
+		}
 		if diagnose.DependsOnSender(c, &s) {
 			s.Sent = i.sent(ctx, c)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 
+	"github.com/replypath/replypath/internal/netfilter"
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/pkg/trace"
 	"github.com/replypath/replypath/pkg/trace/diagnose"
@@ -120,6 +121,21 @@ func (i *investigator) sender(ctx context.Context, c *trace.Case) (place trace.P
 		return trace.Place{}, "", false
 	}
 	return from.Place, s.NextHop.MAC, true
+}
+
+// natRules reads which rules of a namespace translate addresses.
+func (i *investigator) natRules(ctx context.Context, q trace.Question) (found trace.NATRules) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	err := i.reader.Inside(ctx, q.Place, func() (err error) {
+		found, err = netfilter.NATChains(q)
+		return err
+	})
+	if err != nil {
+		i.log.Debug("cannot read rules that translate", "netns", q.Place.Netns, "err", err)
+		return trace.NATRules{}
+	}
+	return found
 }
 
 // before returns the hop from which the request came to the case's host, past bridges; nil: not known.

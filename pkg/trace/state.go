@@ -73,6 +73,8 @@ type HostState struct {
 	Circle []Turn
 	// Contest is who else claims the packet's destination on the link that it came by.
 	Contest Contest
+	// NAT says which rules translate addresses here, where the mend depends on it.
+	NAT NATRules
 	// Sent is how the host that the packet came from sent it here.
 	Sent Lookup
 	// Narrow is the device that a packet was too big for, where nobody says so.
@@ -250,4 +252,17 @@ type FilterVerdict struct {
 	// Earlier is what the counter said when it was first read, at EarlierAt; zero when this is the first time.
 	Earlier   uint64
 	EarlierAt time.Time
+}
+
+// NATRules says in which language, and where, a namespace's rules translate addresses.
+type NATRules struct {
+	Read   bool // the rest is what there is
+	Legacy bool // there are tables of iptables-legacy
+	Chains []NATChain
+}
+
+// NATChain is a base chain that may translate packets of the question's family.
+type NATChain struct {
+	Hook                          NetfilterHook
+	Backend, Family, Table, Chain string // as in FilterVerdict
 }

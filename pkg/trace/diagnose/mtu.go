@@ -27,7 +27,7 @@ func explainTooBig(c *trace.Case, s *trace.HostState) *explanation {
 	if ev.Tuple.Is6() {
 		message, match = "packet too big", "icmpv6 type packet-too-big"
 	}
-	clamp := at(c.TooBigPlace, "nft add rule inet filter forward tcp flags syn tcp option maxseg size set rt mtu") +
+	clamp := "# " + at(c.TooBigPlace, "nft add rule inet filter forward tcp flags syn tcp option maxseg size set rt mtu") +
 		"   # or let TCP agree on smaller packets there (in a table and chain of hook forward that you have)"
 	e := &explanation{confidence: trace.Certain, device: c.TooBig.Device.Name}
 	if ev.Hook != trace.HookDrop {
