@@ -125,10 +125,16 @@ func (t *Table) watchRepeated(p *path, ev *trace.Event) {
 	}
 }
 
-// wentOut reports whether the request was last seen to leave a host that it had come to.
+// wentOut reports whether the request before the one that is now sent at the first
+// hop was last seen to leave a host that it had come to.
 func (p *path) wentOut() bool {
-	h := p.departed(trace.Request)
-	return h != nil && h.in.Index != 0
+	var last *hop
+	for i := 1; i < len(p.request); i++ {
+		if h := &p.request[i]; !h.otherHost && (last == nil || h.latest().After(last.latest())) {
+			last = h
+		}
+	}
+	return last != nil && last.in.Index != 0 && last.out.Index != 0 && !last.left.Before(last.at)
 }
 
 // isExpiry reports the drop of a packet whose hop limit ran out where it was to be sent on.

@@ -24,6 +24,9 @@ const (
 	// udpAsked is how long after a request a failed lookup is for its answer. Others
 	// look the way up too: who investigates, for one.
 	udpAsked = 2 * time.Second
+	// udpStrays is up to which of its questions a client that gets no answer makes a
+	// case of their way: many datagrams want none.
+	udpStrays = 3
 	// udpUnderWay is how long an answer may be on its way from one namespace to the next.
 	udpUnderWay = 100 * time.Millisecond
 	// firstEphemeral is the first port that Linux gives to clients (net.ipv4.ip_local_port_range).
@@ -273,7 +276,7 @@ func (t *Table) watchRepeatedDatagram(p *path, ev *trace.Event) {
 		}
 		return
 	}
-	if len(p.reply) == 0 && (p.turnsBack() || p.wentOut()) && p.mayOpen(trace.SymptomStray, ev) {
+	if len(p.reply) == 0 && (p.turnsBack() || p.requests <= udpStrays && p.wentOut()) && p.mayOpen(trace.SymptomStray, ev) {
 		t.open(p, trace.SymptomStray, trace.Request, ev)
 	}
 }

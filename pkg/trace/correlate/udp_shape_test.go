@@ -71,7 +71,13 @@ func TestDatagramShapes(t *testing.T) {
 			s.datagram(ask).rx(router, 2).tx(router, 2, 3).rx(backend, 2)
 		}, 0, 0, 0},
 		"a question that stays unanswered": {func(s *scene) { straight(s); s.wait(time.Second); straight(s) }, 0, 0, 0},
-		"a question that was sent back":    {func(s *scene) { s.udpRequest(); s.wait(time.Second); s.udpRequest() }, 1, trace.SymptomStray, trace.Request},
+		"a question that went out and was not seen again": {func(s *scene) {
+			for range 6 {
+				s.datagram(ask).tx(client, 0, 2).rx(router, 2).tx(router, 2, 3)
+				s.wait(udpCases)
+			}
+		}, udpStrays - 1, trace.SymptomStray, trace.Request},
+		"a question that was sent back": {func(s *scene) { s.udpRequest(); s.wait(time.Second); s.udpRequest() }, 1, trace.SymptomStray, trace.Request},
 		"answers that went well, and one that is no longer translated": {func(s *scene) {
 			answered(s)
 			s.datagram(pod.Reverse()).tx(backend, 0, 2).rx(lb, 3).tx(lb, 3, 2).rx(client, 2).drop(client, 2, "NO_SOCKET", "x")

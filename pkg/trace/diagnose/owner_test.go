@@ -65,3 +65,13 @@ func TestVIPSentAway(t *testing.T) {
 		})
 	}
 }
+
+// Of a request that is repeated again and again, the way is asked about no more.
+func TestStrayRepeats(t *testing.T) {
+	c := request(trace.SymptomStray, vip4)
+	c.Path = exchange(vip4)
+	c.Path.Request[2].Out, c.Path.Requests = vx0, strayRepeats+1
+	if s := Suspects(&c); len(s) != 0 || Wants(&c) {
+		t.Errorf("suspects %+v", s)
+	}
+}

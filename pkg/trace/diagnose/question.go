@@ -220,7 +220,7 @@ func Suspects(c *trace.Case) []trace.Case {
 		s := *c
 		s.Suspect, s.Symptom, s.Place = true, trace.SymptomLoop, h.Place
 		if c.Symptom == trace.SymptomStray && h.In.Index != h.Out.Index {
-			if h.Bridged || i != len(c.Path.Request)-1 {
+			if h.Bridged || i != len(c.Path.Request)-1 || c.Path.Requests > strayRepeats {
 				continue
 			}
 			s.Symptom = trace.SymptomStray // it went on from here, and nobody saw it again
@@ -233,6 +233,10 @@ func Suspects(c *trace.Case) []trace.Case {
 	}
 	return suspects
 }
+
+// strayRepeats is up to which repetition of a request the host that sent it on is
+// asked: routers see many that go to machines which are not there.
+const strayRepeats = 3
 
 // isNetfilterDrop reports a drop by a rule, a policy or conntrack. Kernels
 // before 5.17 give no reason: there the function tells.

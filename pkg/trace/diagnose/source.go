@@ -34,6 +34,9 @@ func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
 		summary:    fmt.Sprintf("the reply reached the client from %s instead of %s", f.got.Src, asked),
 		verify:     []string{fmt.Sprintf("# repeat the request: the reply must reach %s from %s", c.Path.Client.Addr(), asked)},
 	}
+	if c.Path.Protocol == trace.UDP && !c.Rejected {
+		e.confidence = trace.Likely // a socket took it: that its program did not is told by the question's repetition alone
+	}
 	e.evidence = append(e.evidence, state(s, "the client asked %s; the reply has the source %s", asked, f.got.Src))
 	switch f.deviation {
 	case bypassed:
