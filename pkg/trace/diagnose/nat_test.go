@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -51,6 +52,48 @@ func TestMasquerade(t *testing.T) {
 			}
 			if list := listRules(&c, &s, ""); !strings.Contains(list, tt.list) {
 				t.Errorf("lists by %q, want %q", list, tt.list)
+			}
+		})
+	}
+}
+
+// TestUnboundServer is about a UDP server's answer from another address than it was asked at.
+func TestUnboundServer(t *testing.T) {
+	udp := func(t trace.Tuple) trace.Tuple { t.Protocol = trace.UDP; return t }
+	asked, answer := udp(vip4), udp(tuple("10.2.0.20:80", "198.51.100.7:41822"))
+	p := exchange(asked, throughHop(be, trace.Tuple{}, answer, true), throughHop(clientPlace, answer, answer, false))
+	p.Protocol = trace.UDP
+	for i := range p.Request {
+		if p.Request[i].Arrived.IsValid() {
+			p.Request[i].Arrived = asked
+		}
+		p.Request[i].Tuple = asked
+	}
+	socket := func(local string) []trace.Socket {
+		return []trace.Socket{{Protocol: trace.UDP, Local: netip.MustParseAddrPort(local), Process: trace.Process{PID: 7, Comm: "named"}}}
+	}
+	for name, tt := range map[string]struct {
+		sockets []trace.Socket
+		refused bool
+		want    trace.Confidence
+		cause   string
+	}{
+		"bound to nothing, refused":   {socket("0.0.0.0:80"), true, trace.Certain, "bound to no address"},
+		"bound to nothing, repeated":  {socket("0.0.0.0:80"), false, trace.Likely, "bound to no address"},
+		"not known":                   {nil, true, trace.Likely, "bound to no address"},
+		"bound to what was asked for": {socket("203.0.113.80:80"), true, trace.Certain, "something in be rewrites"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := back(p, trace.SymptomMisaddressed)
+			c.Rejected = tt.refused
+			suspects := Suspects(&c)
+			s := suspects[len(suspects)-1]
+			if q, ok := Question(&s); !ok || !q.Receivers || q.Packet != asked {
+				t.Errorf("asks %+v", q)
+			}
+			f, ok := Explain(&s, &trace.HostState{Sockets: tt.sockets})
+			if !ok || f.ID != "reply-wrong-source" || f.Where.Place != be || f.Confidence != tt.want || !strings.Contains(f.Cause, tt.cause) {
+				t.Errorf("found %+v", f)
 			}
 		})
 	}

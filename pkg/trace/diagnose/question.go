@@ -41,7 +41,12 @@ func Question(c *trace.Case) (trace.Question, bool) {
 	case trace.SymptomVanished:
 		q.Policy = true
 		return q, c.Suspect
-	case trace.SymptomMisaddressed, trace.SymptomStray:
+	case trace.SymptomMisaddressed:
+		if f, ok := wrongSource(&c.Path); ok && f.deviation == ownSource && f.got.Protocol == trace.UDP {
+			q.Packet, q.In, q.Receivers = f.want.Reverse(), 0, true // which socket took the question
+		}
+		return q, c.Suspect
+	case trace.SymptomStray:
 		return q, c.Suspect
 	case trace.SymptomUnmatched:
 		return q, true

@@ -51,7 +51,7 @@ func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
 		e.fix = []string{"# " + listRules(c, s, "") + fmt.Sprintf("   # remove the notrack (or zone) rule that takes replies from %s", f.got.Src)}
 		e.verify = append(e.verify, at(c.Place, "conntrack -L -p %s -d %s", f.got.Protocol, f.want.Src.Addr())+"   # must not say UNREPLIED")
 	case ownSource:
-		if f.got.Protocol == trace.UDP {
+		if f.got.Protocol == trace.UDP && !isBound(s) {
 			explainUnbound(e, c, s, &f, here)
 			break
 		}
@@ -74,15 +74,34 @@ func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
 // explainUnbound tells of a UDP server whose socket is bound to no address: the
 // kernel then gives an answer the source that its route prefers.
 func explainUnbound(e *explanation, c *trace.Case, s *trace.HostState, f *sourceFault, here string) {
-	e.confidence = trace.Likely
 	e.summary = fmt.Sprintf("%s answered from %s instead of %s", here, f.got.Src, f.want.Src)
 	e.cause = fmt.Sprintf("The request reached %s for %s, and the answer left it from %s. A UDP socket that is bound to no address answers from the one that the route to the client prefers, "+
 		"unless its program takes the source from the request (IP_PKTINFO); or something in %s rewrites the source.", here, f.want.Src, f.got.Src, here)
+	if len(s.Sockets) == 0 {
+		e.confidence = trace.Likely
+	}
+	for _, k := range s.Sockets {
+		line := fmt.Sprintf("socket %s takes what is for %s", k.Local, f.want.Src)
+		if k.Process.PID != 0 {
+			line += fmt.Sprintf(" (%s, pid %d)", printable(k.Process.Comm), k.Process.PID)
+		}
+		e.evidence = append(e.evidence, state(s, "%s", line))
+	}
 	e.fix = []string{
 		fmt.Sprintf("# let the server in %s bind to %s (with other sockets for its other addresses), or answer with the address that it was asked at (IP_PKTINFO, IPV6_PKTINFO)", here, f.want.Src),
 		"# or, if its socket is bound to it: " + listRules(c, s, f.at.Out.Name) + "   # remove what changes the source",
 	}
 	e.verify = append(e.verify, at(c.Place, "ss -Huanp 'sport = :%d'", f.want.Src.Port())+fmt.Sprintf("   # the local address must be %s", f.want.Src.Addr()))
+}
+
+// isBound reports whether every socket that took the question is bound to an address.
+func isBound(s *trace.HostState) bool {
+	for _, k := range s.Sockets {
+		if k.Local.Addr().IsUnspecified() {
+			return false
+		}
+	}
+	return len(s.Sockets) > 0
 }
 
 // explainBypass tells of an answer that went around the host which would have restored its source.
