@@ -121,6 +121,7 @@ struct event {
 	__u8 ip_flags;  /* enum ip_flag */
 	__u8 pad3;
 	char kind[16]; /* of the device, as ip-link(8) says: "vxlan"; empty for a physical one */
+	__u8 reporter[16]; /* EVENT_INNER: the address that the ICMP error comes from */
 };
 
 /* The second form of a record: with conntrack's tuples. */

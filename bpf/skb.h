@@ -252,6 +252,7 @@ static __always_inline void fill_packet(struct event *e, const struct headers *h
 	if (is_icmp(&inner))
 		return;
 	e->flags |= EVENT_INNER;
+	__builtin_memcpy(e->reporter, e->tuple.saddr, sizeof(e->reporter));
 	fill_addresses(&e->tuple, &inner);
 	fill_transport(e, &inner);
 }

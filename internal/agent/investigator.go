@@ -251,12 +251,20 @@ type answerKey struct {
 	extra   [5]uint32 // what only some questions ask for
 	policy  bool
 	symptom trace.Symptom // what is asked of other hosts depends on it
+	header  [4]uint8      // what there is instead of ports
 }
 
 func keyOf(q *trace.Question) answerKey {
 	k := answerKey{
 		place: q.Place, packet: q.Packet, flags: q.Flags, in: q.In, out: q.Out, arrived: q.Arrived, mark: q.Mark,
 		filters: fmt.Sprint(q.Filters), ct: q.Conntrack.Info, extra: extraKey(q), policy: q.Policy,
+		header: [4]uint8{q.ICMPType, q.ICMPCode},
+	}
+	if q.Fragment {
+		k.header[2] = 1
+	}
+	if q.MoreFragments {
+		k.header[3] = 1
 	}
 	clientSide := &k.packet.Src
 	if q.Flags.IsSYNACK() {
@@ -325,6 +333,15 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		}
 		if diagnose.DependsOnContest(c, &s) {
 			s.Contest = i.contest(ctx, c, &s)
+		}
+		if diagnose.DependsOnNAT(c) {
+			s.NAT = i.natRules(ctx, q)
+		}
+		if diagnose.DependsOnSender(c, &s) {
+			s.Sent = i.sent(ctx, c)
+		}
+		if diagnose.DependsOnNarrow(c) {
+			s.Narrow = i.narrow(c)
 		}
 		i.keepAnswer(key, s, time.Since(started))
 		return s, nil

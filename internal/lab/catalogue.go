@@ -40,4 +40,5 @@ var unforeseen = map[string]string{
 	"routing-loop":         "that a way leads back is told as what cannot be checked",
 	"neighbor-conflict":    "who answers ARP first is not known: what becomes of the packet at one of them is told",
 	"accept-queue-full":    "the queue may have room by then",
+	"socket-buffer-full":   "the buffer may have room by then",
 }

@@ -142,6 +142,9 @@ func decodeExpr(name string, a *attributeValues) expr {
 	case "payload", "meta", "ct", "fib":
 		return decodeLoad(name, a)
 	}
+	if name == "exthdr" {
+		return decodeExthdr(a)
+	}
 	return decodeStatement(name, a)
 }
 

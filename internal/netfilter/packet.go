@@ -121,7 +121,7 @@ func (p *packet) at(priority int32) {
 	if priority < priorityConntrack && !looped {
 		p.conntrack = noEntry()
 	}
-	if priority <= priorityDNAT && q.Conntrack.Known() && !looped && q.Conntrack.Info < replyInfo {
+	if priority <= priorityDNAT && q.Conntrack.Known() && q.ICMPType == 0 && !looped && q.Conntrack.Info < replyInfo {
 		p.tuple.Dst = q.Conntrack.Original.Dst
 	}
 }
@@ -211,7 +211,7 @@ func (p *packet) field(base, offset, n int) (bits, truth) {
 	case baseNetwork:
 		header = p.networkHeader()
 	case baseTransport:
-		header = p.transportHeader()
+		header, there = p.transportHeader(), truthOf(!p.isLater())
 	default:
 		there = maybe
 	}
@@ -243,6 +243,9 @@ func (p *packet) networkHeader() bits {
 		b := unknownBits(40)
 		b.data[0], b.known[0] = 0x60, 0xf0
 		b.set(6, []byte{byte(p.tuple.Protocol)})
+		if p.isPiece() {
+			b.set(6, []byte{unix.IPPROTO_FRAGMENT})
+		}
 		s, d := src.As16(), dst.As16()
 		b.set(8, s[:])
 		b.set(24, d[:])
@@ -250,9 +253,9 @@ func (p *packet) networkHeader() bits {
 	}
 	b := unknownBits(20)
 	b.data[0], b.known[0] = 0x40, 0xf0
-	if p.hasPorts() { // so it is whole or the first fragment: its offset is zero
-		b.known[6], b.known[7] = 0x1f, 0xff
-	}
+	offset, known := p.fragmentField()
+	binary.BigEndian.PutUint16(b.data[6:], offset)
+	binary.BigEndian.PutUint16(b.known[6:], known)
 	b.set(9, []byte{byte(p.tuple.Protocol)})
 	s, d := src.Unmap().As4(), dst.Unmap().As4()
 	b.set(12, s[:])
@@ -260,9 +263,13 @@ func (p *packet) networkHeader() bits {
 	return b
 }
 
-// transportHeader is the TCP or UDP header as far as it is known.
+// transportHeader is the TCP, UDP or ICMP header as far as it is known.
 func (p *packet) transportHeader() bits {
 	b := unknownBits(20)
+	if kind := p.asked.ICMPType; kind != 0 && p.tuple.Protocol == icmpProtocol(p.is6()) {
+		b.set(0, []byte{kind, p.asked.ICMPCode})
+		return b
+	}
 	if !p.hasPorts() {
 		return b
 	}

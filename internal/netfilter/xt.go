@@ -43,6 +43,8 @@ func decodeMatcher(name string, revision uint8, data []byte, is6 bool) matcher {
 		m = &xtState{mask: r.u32()}
 	case name == "conntrack" && revision >= 1 && revision <= 3:
 		m = decodeConntrack(r, revision, is6)
+	case (name == "icmp" || name == "icmp6") && revision == 0:
+		m = decodeICMP(r, is6)
 	case name == "comment" && revision == 0:
 		return xtComment(cString(data))
 	case name == "mark" && revision == 1:

@@ -78,6 +78,9 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 		DontFragment:  e.IpFlags&uint8(dropIpFlagIP_FLAG_DF) != 0,
 		MoreFragments: e.IpFlags&uint8(dropIpFlagIP_FLAG_MF) != 0,
 	}
+	if ev.Inner {
+		ev.Reporter = address(&e.Reporter, e.Tuple.Family, false)
+	}
 	ev.Conntrack.Info = e.CtInfo
 	if e.Flags&uint8(dropEventFlagEVENT_HAS_CONNTRACK) != 0 {
 		if len(raw) < conntrackSize {

@@ -58,6 +58,7 @@ type dropEvent struct {
 	IpFlags    uint8
 	Pad3       uint8
 	Kind       [16]int8
+	Reporter   [16]uint8
 }
 
 type dropEventConntrack struct {

@@ -109,7 +109,8 @@ type Event struct {
 
 	NextHop netip.Addr // neighbour: the address that did not answer
 
-	ICMPType, ICMPCode uint8 // ICMP error sent; Tuple is the packet that it complains about
+	ICMPType, ICMPCode uint8      // ICMP error sent; Tuple is the packet that it complains about
+	Reporter           netip.Addr // Inner: where the ICMP error comes from
 
 	Length        uint32 // bytes from the IP header on; a GSO packet's is more than its device's MTU
 	ID            uint16 // of IPv4: what fragments of one datagram have in common

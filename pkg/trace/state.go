@@ -29,6 +29,10 @@ type Question struct {
 	Ahead     bool      // the packet has not come yet: what counters say is no evidence
 	Policy    bool      // HostState.Policy is wanted
 	Switched  uint32    // ifindex of the device that may be a port of Open vSwitch's kernel datapath, which is asked; 0: none
+
+	ICMPType, ICMPCode uint8 // of a packet that is an ICMP error
+	Fragment           bool  // the packet is not the first fragment of its datagram: it has no ports
+	MoreFragments      bool  // others follow it
 }
 
 // HostState is what one namespace said, at one time, in answer to a Question.
@@ -69,6 +73,12 @@ type HostState struct {
 	Circle []Turn
 	// Contest is who else claims the packet's destination on the link that it came by.
 	Contest Contest
+	// NAT says which rules translate addresses here, where the mend depends on it.
+	NAT NATRules
+	// Sent is how the host that the packet came from sent it here.
+	Sent Lookup
+	// Narrow is the device that a packet was too big for, where nobody says so.
+	Narrow Narrow
 
 	// ReplyFilters are the rules or policies that would drop the answer to the packet at the same hook.
 	ReplyFilters []FilterVerdict
@@ -244,4 +254,17 @@ type FilterVerdict struct {
 	// Earlier is what the counter said when it was first read, at EarlierAt; zero when this is the first time.
 	Earlier   uint64
 	EarlierAt time.Time
+}
+
+// NATRules says in which language, and where, a namespace's rules translate addresses.
+type NATRules struct {
+	Read   bool // the rest is what there is
+	Legacy bool // there are tables of iptables-legacy
+	Chains []NATChain
+}
+
+// NATChain is a base chain that may translate packets of the question's family.
+type NATChain struct {
+	Hook                          NetfilterHook
+	Backend, Family, Table, Chain string // as in FilterVerdict
 }

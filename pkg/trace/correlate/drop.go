@@ -35,7 +35,7 @@ func (t *Table) addDrop(ev *trace.Event) {
 }
 
 // isBridgeDrop reports the one drop of a packet to another MAC that is on its
-// way: by a bridge's own filter, or a program or filter of tc or XDP at its port.
+// way: by a bridge's own filter, for its size, or by a program or filter of tc or XDP at its port.
 // All others drop what was flooded here. Where
 // the kernel gives no reason (before 5.17; early in the bridge also later), the function tells.
 func isBridgeDrop(ev *trace.Event) bool {
@@ -49,7 +49,9 @@ func isBridgeDrop(ev *trace.Event) bool {
 		return isBeforeArrival(ev) || strings.HasPrefix(ev.Symbol, "do_xdp_generic") || strings.HasPrefix(ev.Symbol, "netif_receive_generic_xdp") ||
 			strings.HasPrefix(ev.Symbol, "__netif_receive_skb_core") || strings.HasPrefix(ev.Symbol, "__dev_queue_xmit") ||
 			strings.HasPrefix(ev.Symbol, "nf_hook_slow") || strings.HasPrefix(ev.Symbol, "nft_do_chain") ||
-			strings.HasPrefix(ev.Symbol, "br_handle_frame") || strings.HasPrefix(ev.Symbol, "br_nf_")
+			strings.HasPrefix(ev.Symbol, "br_handle_frame") || strings.HasPrefix(ev.Symbol, "br_nf_") ||
+			strings.HasPrefix(ev.Symbol, "br_dev_queue_push_xmit") || strings.HasPrefix(ev.Symbol, "__dev_forward_skb") || strings.HasPrefix(ev.Symbol, "dev_forward_skb") ||
+			strings.HasPrefix(ev.Symbol, "veth_xmit") || strings.HasPrefix(ev.Symbol, "ip6_fragment") || strings.HasPrefix(ev.Symbol, "ip_do_fragment") || strings.HasPrefix(ev.Symbol, "ip_fragment")
 	}
 	return false
 }

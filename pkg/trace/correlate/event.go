@@ -329,6 +329,9 @@ func (t *Table) addICMPError(ev *trace.Event) {
 			return
 		}
 		p.circled = ev.Time
+		if ev.Tuple.Protocol == trace.UDP && !p.goesRound(d) {
+			return // as traceroute has it
+		}
 		t.open(p, trace.SymptomLoop, d, ev)
 	case isTooBig(ev):
 		t.addTooBig(p, d, ev)

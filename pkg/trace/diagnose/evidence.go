@@ -60,6 +60,10 @@ func seen(c *trace.Case) []trace.Evidence {
 	case trace.SymptomSwallowed:
 		add(ev.Time, "the %s %s -> %s was not seen again after that, and the request was repeated", packetName(ev), ev.Tuple.Src, ev.Tuple.Dst)
 	case trace.SymptomUnmatched:
+		if ev.Tuple.Protocol == trace.UDP {
+			add(ev.Time, "a datagram of the live exchange was taken by no socket: nobody knew it by the addresses that it came with")
+			break
+		}
 		add(ev.Time, "a packet of the live connection was refused with a reset: nobody knew it by the addresses that it came with")
 	case trace.SymptomLoop:
 		if n := len(Circle(c)); n > 0 {
