@@ -167,7 +167,8 @@ func decodeLoad(name string, a *attributeValues) expr {
 	switch name {
 	case "payload":
 		if a[unix.NFTA_PAYLOAD_SREG] != nil {
-			return passive{text: "@payload set …"}
+			return rewrite{from: a.register(unix.NFTA_PAYLOAD_SREG), base: int(be32(a[unix.NFTA_PAYLOAD_BASE])),
+				offset: int(be32(a[unix.NFTA_PAYLOAD_OFFSET])), size: a.size(unix.NFTA_PAYLOAD_LEN)}
 		}
 		return payload{to: a.register(unix.NFTA_PAYLOAD_DREG), base: int(be32(a[unix.NFTA_PAYLOAD_BASE])),
 			offset: int(be32(a[unix.NFTA_PAYLOAD_OFFSET])), size: a.size(unix.NFTA_PAYLOAD_LEN)}
@@ -205,7 +206,11 @@ func decodeStatement(name string, a *attributeValues) expr {
 		return rejecting{kind: be32(a[unix.NFTA_REJECT_TYPE]), code: code}
 	case "log":
 		return passive{text: logText(a)}
-	case "notrack", "last", "flow_offload", "dup":
+	case "notrack":
+		return untrack{text: name}
+	case "exthdr":
+		return decodeHeader(a)
+	case "last", "flow_offload", "dup":
 		return passive{text: name}
 	case "nat":
 		if be32(a[unix.NFTA_NAT_TYPE]) == unix.NFT_NAT_DNAT {

@@ -87,6 +87,7 @@ type packet struct {
 	markRead, markWritten bool
 	asked                 trace.Question
 	translations          []Translation // by the NAT rules that the walk came by
+	untracked, clamped    bool          // rules that the walk came by said so
 }
 
 // newPacket describes the packet of q at a hook.
@@ -211,7 +212,7 @@ func (p *packet) field(base, offset, n int) (bits, truth) {
 	case baseNetwork:
 		header = p.networkHeader()
 	case baseTransport:
-		header = p.transportHeader()
+		header, there = p.transportHeader(), truthOf(!p.asked.Later)
 	default:
 		there = maybe
 	}
@@ -250,7 +251,11 @@ func (p *packet) networkHeader() bits {
 	}
 	b := unknownBits(20)
 	b.data[0], b.known[0] = 0x40, 0xf0
-	if p.hasPorts() { // so it is whole or the first fragment: its offset is zero
+	switch {
+	case p.asked.Later:
+		b.set(6, []byte{0, 185}) // as the second one of an Ethernet has it
+		b.known[6] = 0x1f
+	case p.hasPorts(), p.asked.Ahead: // so it is whole or the first fragment: its offset is zero
 		b.known[6], b.known[7] = 0x1f, 0xff
 	}
 	b.set(9, []byte{byte(p.tuple.Protocol)})
@@ -263,6 +268,9 @@ func (p *packet) networkHeader() bits {
 // transportHeader is the TCP or UDP header as far as it is known.
 func (p *packet) transportHeader() bits {
 	b := unknownBits(20)
+	if icmp := p.asked.ICMP; icmp != [2]uint8{} {
+		b.set(0, icmp[:])
+	}
 	if !p.hasPorts() {
 		return b
 	}

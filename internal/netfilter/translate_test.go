@@ -79,7 +79,7 @@ func TestChanges(t *testing.T) {
 				}
 			}
 			want := Change{Translations: tt.want, Mark: tt.mark, MarkKnown: !tt.unknown}
-			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()); diff != "" {
+			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}), cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})

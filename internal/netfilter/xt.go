@@ -43,6 +43,10 @@ func decodeMatcher(name string, revision uint8, data []byte, is6 bool) matcher {
 		m = &xtState{mask: r.u32()}
 	case name == "conntrack" && revision >= 1 && revision <= 3:
 		m = decodeConntrack(r, revision, is6)
+	case (name == "icmp" || name == "icmp6") && revision == 0:
+		m = &xtICMP{kind: r.u8(), low: r.u8(), high: r.u8(), invert: r.u8() != 0, six: name == "icmp6"}
+	case name == "frag" && revision == 0:
+		m = decodeFrag(r)
 	case name == "comment" && revision == 0:
 		return xtComment(cString(data))
 	case name == "mark" && revision == 1:
@@ -137,7 +141,16 @@ func decodeTarget(name string, revision uint8, data []byte, is6 bool) []expr {
 		return []expr{opaqueEnd{text: fmt.Sprintf("-j NFQUEUE --queue-num %d", r.u16()), sure: true, queue: true}}
 	case "TPROXY", "SYNPROXY":
 		return []expr{opaqueEnd{text: "-j " + name}}
-	case "LOG", "NFLOG", "CT", "NOTRACK", "TCPMSS", "TCPOPTSTRIP", "DSCP", "TOS", "TTL", "HL", "CHECKSUM",
+	case "NOTRACK":
+		return []expr{untrack{text: "-j NOTRACK"}}
+	case "CT":
+		if r.u16()&ctNotrack != 0 {
+			return []expr{untrack{text: "-j CT --notrack"}}
+		}
+		return []expr{passive{text: "-j CT"}}
+	case "TCPMSS":
+		return []expr{clamp{text: "-j TCPMSS"}}
+	case "LOG", "NFLOG", "TCPOPTSTRIP", "DSCP", "TOS", "TTL", "HL", "CHECKSUM",
 		"CLASSIFY", "SET", "TRACE", "AUDIT", "SECMARK", "CONNSECMARK", "TEE", "LED", "IDLETIMER", "RATEEST", "ECN", "ULOG":
 		return []expr{passive{text: "-j " + name}}
 	}

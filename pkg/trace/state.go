@@ -29,6 +29,8 @@ type Question struct {
 	Ahead     bool      // the packet has not come yet: what counters say is no evidence
 	Policy    bool      // HostState.Policy is wanted
 	Switched  uint32    // ifindex of the device that may be a port of Open vSwitch's kernel datapath, which is asked; 0: none
+	Later     bool      // it is a fragment, not the first: it has no ports
+	ICMP      [2]uint8  // type and code, where the packet is an ICMP message; zero: not known
 }
 
 // HostState is what one namespace said, at one time, in answer to a Question.

@@ -1,0 +1,208 @@
+package netfilter
+
+import (
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// untrack exempts the packet from connection tracking.
+type untrack struct{ text string }
+
+func (e untrack) run(m *machine) {
+	if m.sure && m.match == yes && m.packet.priority < priorityConntrack {
+		m.packet.untracked = true
+		m.packet.asked.Conntrack = trace.Conntrack{Info: infoUntracked}
+	}
+}
+
+// ctNotrack is XT_CT_NOTRACK of include/uapi/linux/netfilter/xt_CT.h.
+const ctNotrack = 1
+
+// clamp makes TCP agree on smaller segments.
+type clamp struct{ text string }
+
+func (e clamp) run(m *machine) { m.packet.clamped = true }
+
+// rewrite writes bytes of the packet: it matters where it changes an address or port.
+type rewrite struct {
+	from         register
+	base         int
+	offset, size int
+}
+
+func (e rewrite) run(m *machine) {
+	b := m.load(e.from, e.size)
+	if !m.packet.asked.Ahead || !m.sure || m.match != yes || !b.whole() {
+		return // of a packet that was seen, the addresses are those that it had when it was dropped
+	}
+	was := m.packet.asked.Packet
+	to := was
+	switch at := [3]int{e.base, e.offset, e.size}; {
+	case was.Is6() && at == [3]int{baseNetwork, 8, 16}, !was.Is6() && at == [3]int{baseNetwork, 12, 4}:
+		to.Src = withAddress(to.Src, b.data)
+	case was.Is6() && at == [3]int{baseNetwork, 24, 16}, !was.Is6() && at == [3]int{baseNetwork, 16, 4}:
+		to.Dst = withAddress(to.Dst, b.data)
+	case at == [3]int{baseTransport, 0, 2}:
+		to.Src = netip.AddrPortFrom(to.Src.Addr(), uint16(b.data[0])<<8|uint16(b.data[1]))
+	case at == [3]int{baseTransport, 2, 2}:
+		to.Dst = netip.AddrPortFrom(to.Dst.Addr(), uint16(b.data[0])<<8|uint16(b.data[1]))
+	}
+	m.packet.asked.Packet, m.packet.tuple = to, to
+}
+
+func withAddress(old netip.AddrPort, b []byte) netip.AddrPort {
+	a, ok := netip.AddrFromSlice(b)
+	if !ok {
+		return old
+	}
+	return netip.AddrPortFrom(a, old.Port())
+}
+
+// Attributes of exthdr (enum nft_exthdr_attributes), and what they say.
+const (
+	headerTo      = 1
+	headerType    = 2
+	headerOffset  = 3
+	headerLength  = 4
+	headerFlags   = 5
+	headerOp      = 6
+	headerFrom    = 7
+	headerPresent = 1 // NFT_EXTHDR_F_PRESENT
+	opTCPOption   = 1 // NFT_EXTHDR_OP_TCPOPT
+	optionMaxSeg  = 2 // RFC 9293
+)
+
+// extensionHeader looks for an extension header of IPv6.
+type extensionHeader struct {
+	to           register
+	kind         uint8
+	offset, size int
+	present      bool // it asks whether the header is there
+	text         string
+}
+
+// decodeHeader decodes exthdr: what it reads of IPv6, and what it writes to TCP's options.
+func decodeHeader(a *attributeValues) expr {
+	kind := uint8(0)
+	if v := a[headerType]; len(v) == 1 {
+		kind = v[0]
+	}
+	switch op := be32(a[headerOp]); {
+	case op == opTCPOption && a[headerFrom] != nil && kind == optionMaxSeg:
+		return clamp{text: "tcp option maxseg size set …"}
+	case op != 0 || a[headerFrom] != nil:
+		return opaque{text: "exthdr …"}
+	}
+	return extensionHeader{to: a.register(headerTo), kind: kind, offset: int(be32(a[headerOffset])), size: a.size(headerLength),
+		present: be32(a[headerFlags])&headerPresent != 0, text: "exthdr …"}
+}
+
+func (e extensionHeader) run(m *machine) {
+	q := &m.packet.asked
+	if !q.Ahead {
+		m.unclear() // of a packet that was seen, such headers are not told
+		return
+	}
+	there := q.Later && e.kind == unix.IPPROTO_FRAGMENT
+	switch {
+	case e.present:
+		m.store(e.to, flagBits(there))
+	case !there:
+		m.test(no)
+	default:
+		header := unknownBits(8)
+		header.set(0, []byte{byte(q.Packet.Protocol)})
+		header.set(2, []byte{1448 >> 8, 1448 & 0xf8}) // bytes, its low bits are flags
+		header.known[3] = 0xf8
+		b := unknownBits(e.size)
+		if e.offset >= 0 && e.offset < len(header.data) {
+			copy(b.data, header.data[e.offset:])
+			copy(b.known, header.known[e.offset:])
+		}
+		m.store(e.to, b)
+	}
+}
+
+// xtICMP is the match icmp or icmp6 (struct ipt_icmp, struct ip6t_icmp).
+type xtICMP struct {
+	kind, low, high uint8
+	invert, six     bool
+}
+
+func (x *xtICMP) matches(p *packet) truth {
+	const anyType = 0xff // of IPv4 alone
+	icmp := p.asked.ICMP
+	switch {
+	case p.asked.Later:
+		return no
+	case x.kind == anyType && !x.six:
+		return truthOf(!x.invert)
+	case icmp == [2]uint8{}:
+		return maybe
+	}
+	return truthOf((icmp[0] == x.kind && icmp[1] >= x.low && icmp[1] <= x.high) != x.invert)
+}
+
+func (x *xtICMP) option() string {
+	name, option := "icmp", "--icmp-type "
+	if x.six {
+		name, option = "icmp6", "--icmpv6-type "
+	}
+	kind := fmt.Sprint(x.kind)
+	switch {
+	case x.kind == 0xff && !x.six:
+		kind = "any"
+	case x.low == x.high:
+		kind += fmt.Sprintf("/%d", x.low)
+	}
+	return "-m " + name + " " + negated(x.invert, option+kind)
+}
+
+// xtFrag is the match frag (struct ip6t_frag): only whether it is a fragment at
+// all, and whether it is the first, is known.
+type xtFrag struct {
+	flags uint8
+	plain bool // it asks for nothing else
+}
+
+// Flags of xtFrag (include/uapi/linux/netfilter_ipv6/ip6t_frag.h).
+const (
+	fragFirst = 0x04
+	fragMore  = 0x08
+	fragLast  = 0x10
+)
+
+func decodeFrag(r *reader) matcher {
+	low, high := r.u32(), r.u32()
+	r.u32() // length
+	x := &xtFrag{flags: r.u8()}
+	x.plain = low == 0 && high == ^uint32(0) && r.u8() == 0
+	r.skip(2)
+	return x
+}
+
+func (x *xtFrag) matches(p *packet) truth {
+	switch {
+	case !p.asked.Ahead:
+		return maybe
+	case !p.asked.Later, x.flags&fragFirst != 0:
+		return no
+	case !x.plain || x.flags&(fragMore|fragLast) != 0:
+		return maybe
+	}
+	return yes
+}
+
+func (x *xtFrag) option() string { return "-m frag …" }
+
+func (e untrack) write(w *writer) { passive{e.text}.write(w) }
+
+func (e clamp) write(w *writer) { passive{e.text}.write(w) }
+
+func (e rewrite) write(w *writer) { passive{"@payload set …"}.write(w) }
+
+func (e extensionHeader) write(w *writer) { opaque{text: e.text}.write(w) }
