@@ -251,6 +251,7 @@ type answerKey struct {
 	extra   [5]uint32 // what only some questions ask for
 	policy  bool
 	symptom trace.Symptom // what is asked of other hosts depends on it
+	suspect bool          // and on this
 }
 
 func keyOf(q *trace.Question) answerKey {
@@ -280,7 +281,7 @@ func extraKey(q *trace.Question) [5]uint32 {
 // ask reads the host's state, or takes the answer to the same question a moment ago.
 func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case) (trace.HostState, error) {
 	key := keyOf(&q)
-	key.symptom = c.Symptom
+	key.symptom, key.suspect = c.Symptom, c.Suspect
 	i.mu.Lock()
 	a, ok := i.answers[key]
 	i.mu.Unlock()

@@ -96,7 +96,18 @@ type run struct {
 	told  map[string]bool
 	// sizes are the MTUs on the way, by direction.
 	sizes  map[trace.Direction][]size
-	trying bool // nothing is told
+	trying bool        // nothing is told
+	tried  *trace.Case // what would have been told
+	// elsewhere are the hops of packets whose way is not that of the exchange.
+	elsewhere []trace.Hop
+	runAll    bool // programs may be run that keep state
+	// most caps what is said: what may not come to pass is not certain. 0: nothing is capped.
+	most trace.Confidence
+	// reply is the reply as it is made, replyFrom where; clientAt the client's namespace.
+	reply     packet
+	replyFrom position
+	clientAt  trace.Netns
+	clamped   map[trace.Direction]bool // somebody makes TCP agree on smaller segments
 	// switched: the request came to a device whose frames a program may switch, and change on their way.
 	switched bool
 }
@@ -104,7 +115,7 @@ type run struct {
 // Reply answers a question. The error says that it could not be asked at all.
 func (c *Checker) Reply(ctx context.Context, q Question) (*Answer, error) {
 	r := &run{Checker: c, ctx: ctx, q: q, now: time.Now(), answer: &Answer{},
-		tracks: make(map[trace.Netns][]trace.Conntrack), told: make(map[string]bool), sizes: make(map[trace.Direction][]size)}
+		tracks: make(map[trace.Netns][]trace.Conntrack), told: make(map[string]bool), sizes: make(map[trace.Direction][]size), clamped: make(map[trace.Direction]bool)}
 	if err := c.Inside(ctx, q.From, func() error { return nil }); err != nil {
 		return nil, err
 	}
@@ -174,6 +185,7 @@ func (r *run) both(tuple trace.Tuple) {
 	}
 	at := position{netns: r.q.From.Netns, in: r.in}
 	if start, ok := r.clientPlace(); ok {
+		r.clientAt = start
 		end := r.walk(p, position{netns: start})
 		p.tuple = end.packet.tuple
 		switch {
@@ -246,7 +258,13 @@ func (r *run) wayIn(p packet) uint32 {
 // explain has a case diagnosed, as the agent would, and keeps the finding. The
 // state is what the case's namespace said when it was asked here.
 func (r *run) explain(c *trace.Case, s *trace.HostState) {
+	r.explainOr(c, s, fmt.Sprintf("%s would not let the %s pass, and no rule says why", r.name(c.Place), strings.ToLower(c.Direction.String())))
+}
+
+// explainOr is explain; where no rule says why, other is told.
+func (r *run) explainOr(c *trace.Case, s *trace.HostState, other string) {
 	if r.trying {
+		r.tried = c
 		return
 	}
 	c.Asked, c.Path = true, r.answer.Path
@@ -257,10 +275,18 @@ func (r *run) explain(c *trace.Case, s *trace.HostState) {
 		f.Where.Node = r.node
 	}
 	if !ok {
-		r.unread("%s would not let the %s pass, and no rule says why", r.name(c.Place), strings.ToLower(c.Direction.String()))
+		r.answer.Unread = append(r.answer.Unread, other)
 		return
 	}
 	r.withoutPort(&f)
+	if r.most != 0 {
+		f.Confidence = min(f.Confidence, r.most)
+	}
+	r.keep(f)
+}
+
+// keep adds a finding, or a note of one that comes after another.
+func (r *run) keep(f trace.Finding) {
 	mend := f.Fault
 	if mend == "" {
 		mend = strings.Join(f.Fix, "\n")

@@ -98,14 +98,47 @@ func (s *step) changeIn() bool {
 	if s.packet.mark = change.Mark; !change.MarkKnown {
 		s.run.unread("%s: the mark that rules give the %s cannot be told from outside, and routing may depend on it", s.run.name(s.place), kindOf(s.packet))
 	}
-	if s.packet.direction == trace.Reply && !s.packet.outer {
-		if s.track.Known() {
-			s.packet.tuple.Dst = s.track.Original.Src
-		}
-		return change.MarkKnown
+	switch {
+	case change.Untracked && !s.packet.about.IsValid():
+		s.track = trace.Conntrack{Info: conntrackUntracked}
+	case s.packet.about.IsValid():
+		s.translateAbout()
+	case s.restores() && s.track.Info == conntrackReply:
+		s.packet.tuple.Dst = s.track.Original.Src
+	case s.restores():
+		s.packet.tuple.Dst = s.track.Reply.Src
+	default:
+		s.translateIn(change.Translations)
 	}
-	s.translateIn(change.Translations)
+	s.rewritten(&change)
 	return change.MarkKnown
+}
+
+// rewritten gives the packet the addresses that rules write to it, without NAT.
+func (s *step) rewritten(change *netfilter.Change) {
+	if change.Packet.IsValid() {
+		s.packet.tuple = change.Packet
+	}
+}
+
+// translateAbout gives an ICMP error the destination that NAT here gave to the
+// sender of what it is about, as connection tracking does with what is RELATED.
+func (s *step) translateAbout() {
+	for _, t := range s.tracks[s.at.netns] {
+		about := s.packet.about
+		switch {
+		case t.Reply == t.Original.Reverse():
+			continue
+		case about == t.Reply.Reverse():
+			s.packet.about = t.Original
+		case about == t.Original.Reverse():
+			s.packet.about = t.Reply
+		default:
+			continue
+		}
+		s.packet.tuple.Dst = netip.AddrPortFrom(s.packet.about.Src.Addr(), 0)
+		return
+	}
 }
 
 // marksRoute reports whether a routing rule here looks at marks.
@@ -140,13 +173,21 @@ func (s *step) translateIn(found []netfilter.Translation) {
 // translateOut rewrites the packet as source NAT does, or gives a reply the
 // source that the client knows.
 func (s *step) translateOut() {
-	if s.packet.direction == trace.Reply && !s.packet.outer {
-		if s.track.Known() {
+	change, _ := s.changes(trace.Postrouting)
+	s.noteClamp(&change)
+	if s.restores() {
+		if s.track.Info == conntrackReply {
 			s.packet.tuple.Src = s.track.Original.Dst
+		} else {
+			s.packet.tuple.Src = s.track.Reply.Dst
 		}
+		s.rewritten(&change)
 		return
 	}
-	change, _ := s.changes(trace.Postrouting)
+	s.rewritten(&change)
+	if s.packet.about.IsValid() || s.track.Info == conntrackUntracked || !s.track.Known() {
+		return
+	}
 	t, ok := s.chosen(change.Translations)
 	if !ok || t.Kind != netfilter.SourceNAT && t.Kind != netfilter.Masquerade {
 		return
@@ -157,6 +198,27 @@ func (s *step) translateOut() {
 	}
 	s.packet.tuple.Src = rewritten(s.packet.tuple.Src, addr, t.Port)
 	s.track.Reply = s.packet.tuple.Reverse()
+}
+
+// clampedHere asks the rules for forwarded packets whether they make TCP agree on smaller segments.
+func (s *step) clampedHere() {
+	if s.at.in == 0 || !s.packet.flags.Has(trace.SYN) || s.packet.outer {
+		return
+	}
+	change, _ := s.changes(trace.Forward)
+	s.noteClamp(&change)
+}
+
+// noteClamp notes such a rule: what the other side sends fits then.
+func (s *step) noteClamp(change *netfilter.Change) {
+	if !change.Clamped || s.packet.outer || s.packet.again {
+		return
+	}
+	if s.packet.direction == trace.Request {
+		s.clamped[trace.Reply] = true
+	} else {
+		s.clamped[trace.Request] = true
+	}
 }
 
 func rewritten(old netip.AddrPort, addr netip.Addr, port uint16) netip.AddrPort {

@@ -205,6 +205,12 @@ func (s *step) bridges(passed []crossing) endKind {
 	for _, b := range passed {
 		on := &step{run: s.run, packet: s.packet, at: position{b.netns, b.in}, place: s.places.Place(b.netns), before: s.packet.tuple}
 		on.out = on.device(b.out)
+		if kind := on.crosses(); kind != goesOn {
+			return kind
+		}
+		if b.in == 0 {
+			continue
+		}
 		q := on.question()
 		q.Out, q.Filters = b.out, []trace.NetfilterHook{trace.Ingress}
 		state, err := s.read(q)
@@ -222,15 +228,23 @@ func (s *step) bridges(passed []crossing) endKind {
 	return goesOn
 }
 
+// crosses takes the frame past the programs at a bridge's ports.
+func (s *step) crosses() endKind {
+	if kind := s.passes(s.at.in, sidesIn); kind != goesOn {
+		return kind
+	}
+	return s.passes(s.out.Index, sidesOut)
+}
+
 // notePassed notes the bridges as hops, as they are seen when frames pass.
 func (s *step) notePassed(passed []crossing) {
 	for _, b := range passed {
-		if b.out == 0 || s.packet.outer || b.netns == s.at.netns {
+		if b.in == 0 || b.out == 0 || s.packet.outer || b.netns == s.at.netns {
 			continue
 		}
 		on := &step{run: s.run, at: position{b.netns, b.in}}
 		hops := s.hops()
-		*hops = append(*hops, trace.Hop{Place: s.places.Place(b.netns), In: on.device(b.in), Out: on.device(b.out), Tuple: s.packet.tuple, First: s.now})
+		*hops = append(*hops, trace.Hop{Place: s.places.Place(b.netns), In: on.device(b.in), Out: on.device(b.out), Tuple: s.packet.tuple, Arrived: s.packet.tuple, Bridged: true, First: s.now})
 	}
 }
 

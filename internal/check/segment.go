@@ -11,7 +11,7 @@ import (
 // crossing is a bridge that a frame passes on its way.
 type crossing struct {
 	netns   trace.Netns
-	in, out uint32 // ports; out 0: the frame is for the bridge's own host
+	in, out uint32 // ports; in 0: the frame is made by the bridge's own host, out 0: it is for it
 }
 
 // endpoint is a device that frames of a segment come to.
@@ -78,7 +78,7 @@ func (f *flood) leave(p netstate.Port, tag int, bridges []crossing, via *tunnel)
 		f.arrive(l.Lower, tag, bridges, via)
 	case "bridge", "bond", "team":
 		for _, port := range f.ports(l) {
-			f.leave(port.Port, tag, bridges, via)
+			f.leave(port.Port, tag, append(slices.Clone(bridges), crossing{p.Netns, 0, port.Index}), via)
 		}
 	case "vlan":
 		if tag != 0 {

@@ -41,6 +41,7 @@ func (f family) String() string {
 
 // Priorities of netfilter's own work (include/uapi/linux/netfilter_ipv4.h).
 const (
+	priorityDefrag    = -400
 	priorityRaw       = -300
 	priorityConntrack = -200
 	priorityMangle    = -150
@@ -88,6 +89,7 @@ type packet struct {
 	asked                 trace.Question
 	translations          []Translation // by the NAT rules that the walk came by
 	untracked, clamped    bool          // rules that the walk came by said so
+	tracking, whole       bool          // connection tracking is at work here; it has put the fragments together
 }
 
 // newPacket describes the packet of q at a hook.
@@ -107,6 +109,7 @@ func newPacket(q trace.Question, in, out trace.Interface, hook trace.NetfilterHo
 func (p *packet) at(priority int32) {
 	q := p.asked
 	p.priority, p.tuple, p.conntrack = priority, q.Packet, conntrackEntry(q)
+	p.whole = p.tracking && !p.bridged && p.hook != trace.Ingress && (priority > priorityDefrag || p.hook != trace.Prerouting && p.hook != trace.Output)
 	switch {
 	case p.bridged:
 		p.conntrack = entry{there: maybe} // nf_conntrack_bridge may be at work
@@ -169,12 +172,7 @@ func hookDevice(there truth, index uint32, i trace.Interface) device {
 func (p *packet) is6() bool { return p.tuple.Is6() }
 
 // family is the packet's own family.
-func (p *packet) family() family {
-	if p.is6() {
-		return familyIP6
-	}
-	return familyIP
-}
+func (p *packet) family() family { return familyOf(p.tuple) }
 
 // etherType is the packet's EtherType.
 func (p *packet) etherType() uint16 {
@@ -187,12 +185,18 @@ func (p *packet) etherType() uint16 {
 // hasPorts reports whether the ports of the tuple are the packet's own: a
 // fragment's tuple has none.
 func (p *packet) hasPorts() bool {
+	if p.later() {
+		return false
+	}
 	switch p.tuple.Protocol {
 	case trace.TCP, trace.UDP, unix.IPPROTO_SCTP, unix.IPPROTO_UDPLITE, unix.IPPROTO_DCCP:
 		return p.tuple.Src.Port() != 0 || p.tuple.Dst.Port() != 0
 	}
 	return false
 }
+
+// later reports whether the packet is a fragment, and not the first.
+func (p *packet) later() bool { return p.asked.Later && !p.whole }
 
 // Payload bases (enum nft_payload_bases).
 const (
@@ -212,7 +216,7 @@ func (p *packet) field(base, offset, n int) (bits, truth) {
 	case baseNetwork:
 		header = p.networkHeader()
 	case baseTransport:
-		header, there = p.transportHeader(), truthOf(!p.asked.Later)
+		header, there = p.transportHeader(), truthOf(!p.later())
 	default:
 		there = maybe
 	}
@@ -252,7 +256,7 @@ func (p *packet) networkHeader() bits {
 	b := unknownBits(20)
 	b.data[0], b.known[0] = 0x40, 0xf0
 	switch {
-	case p.asked.Later:
+	case p.later():
 		b.set(6, []byte{0, 185}) // as the second one of an Ethernet has it
 		b.known[6] = 0x1f
 	case p.hasPorts(), p.asked.Ahead: // so it is whole or the first fragment: its offset is zero

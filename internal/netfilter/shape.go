@@ -3,6 +3,7 @@ package netfilter
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -107,7 +108,7 @@ func (e extensionHeader) run(m *machine) {
 		m.unclear() // of a packet that was seen, such headers are not told
 		return
 	}
-	there := q.Later && e.kind == unix.IPPROTO_FRAGMENT
+	there := m.packet.later() && e.kind == unix.IPPROTO_FRAGMENT
 	switch {
 	case e.present:
 		m.store(e.to, flagBits(there))
@@ -137,7 +138,7 @@ func (x *xtICMP) matches(p *packet) truth {
 	const anyType = 0xff // of IPv4 alone
 	icmp := p.asked.ICMP
 	switch {
-	case p.asked.Later:
+	case p.later():
 		return no
 	case x.kind == anyType && !x.six:
 		return truthOf(!x.invert)
@@ -189,7 +190,7 @@ func (x *xtFrag) matches(p *packet) truth {
 	switch {
 	case !p.asked.Ahead:
 		return maybe
-	case !p.asked.Later, x.flags&fragFirst != 0:
+	case !p.later(), x.flags&fragFirst != 0:
 		return no
 	case !x.plain || x.flags&(fragMore|fragLast) != 0:
 		return maybe
@@ -206,3 +207,42 @@ func (e clamp) write(w *writer) { passive{e.text}.write(w) }
 func (e rewrite) write(w *writer) { passive{"@payload set …"}.write(w) }
 
 func (e extensionHeader) write(w *writer) { opaque{text: e.text}.write(w) }
+
+// tracks reports whether a rule has the kernel track connections of a family in
+// this namespace, and so put fragments together (nf_ct_netns_get).
+func (s *ruleset) tracks(f family) bool {
+	for _, t := range s.tables {
+		if t.family != f && t.family != familyInet {
+			continue
+		}
+		for _, c := range t.chains {
+			if c.base != nil && c.base.kind == "nat" {
+				return true
+			}
+			rules, _ := c.load()
+			for i := range rules {
+				if slices.ContainsFunc(rules[i].exprs, needsTracking) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+func needsTracking(e expr) bool {
+	switch e := e.(type) {
+	case connection, translate:
+		return true
+	case untrack:
+		return e.text != "notrack"
+	case passive:
+		return e.text == "-j CT"
+	case xtMatch:
+		switch e.matcher.(type) {
+		case *xtState, *xtConntrack:
+			return true
+		}
+	}
+	return false
+}

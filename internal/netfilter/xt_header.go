@@ -47,7 +47,7 @@ func (x *xtHeader) matches(p *packet) truth {
 	if x.fragment {
 		f := maybe
 		switch {
-		case p.asked.Later:
+		case p.later():
 			f = yes
 		case p.hasPorts(), p.asked.Ahead:
 			f = no

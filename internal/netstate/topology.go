@@ -33,7 +33,7 @@ type Link struct {
 	Master    uint32 // bridge, bond or VRF that it belongs to; 0: none
 	Lower     Port   // veth: its peer; VLAN, macvlan and the like: the device below; zero: none, or not known
 	VLAN      int    // tag of a VLAN device
-	VNI       int    // of a VXLAN or Geneve device
+	VNI       int    // of a VXLAN or Geneve device; of GRE its key
 	Port4     int    // UDP port of a VXLAN device
 	External  bool   // whoever sends chooses VNI and addresses
 	Local     netip.Addr
@@ -201,10 +201,13 @@ func newLink(ns trace.Netns, l netlink.Link, peers map[int]trace.Netns) *Link {
 	case *netlink.Geneve:
 		found.VNI, found.Port4, found.Remote, found.External = int(d.ID), int(d.Dport), addrOf(d.Remote), d.FlowBased
 	case *netlink.Iptun:
+		found.External = d.FlowBased
 		found.Local, found.Remote = addrOf(d.Local), addrOf(d.Remote)
 	case *netlink.Gretun:
+		found.VNI, found.External = int(d.IKey), d.FlowBased
 		found.Local, found.Remote = addrOf(d.Local), addrOf(d.Remote)
 	case *netlink.Gretap:
+		found.VNI, found.External = int(d.IKey), d.FlowBased
 		found.Local, found.Remote = addrOf(d.Local), addrOf(d.Remote)
 	case *netlink.Ip6tnl:
 		found.Local, found.Remote = addrOf(d.Local), addrOf(d.Remote)
