@@ -92,7 +92,7 @@ func newCheckReply(w *world) *cobra.Command {
 		}),
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.netns, "netns", "", "network namespace that answers: a name under /run/netns, or a path")
+	f.StringVar(&o.netns, "netns", "", "network namespace that answers: a name under /run/netns, a path, or a number as lsns shows it")
 	f.IntVar(&o.pid, "pid", 0, "answer from the network namespace of this process")
 	f.StringVar(&o.pod, "pod", "", "answer from a pod (not yet)")
 	f.StringVar(&o.client, "client", "", "address of the client, ADDR or ADDR:PORT, instead of the argument")
@@ -223,6 +223,8 @@ func (w *world) checkReply(ctx context.Context, q check.Question, o checkOptions
 func (o *checkOptions) place(checker *check.Checker) (trace.Place, error) {
 	path, what := "/proc/self/ns/net", "own network namespace"
 	switch {
+	case isInode(o.netns):
+		return o.byInode(checker)
 	case o.netns != "" && !strings.Contains(o.netns, "/"):
 		path, what = netstate.NamePath(o.netns), fmt.Sprintf("network namespace %q", o.netns)
 	case o.netns != "":
@@ -240,6 +242,29 @@ func (o *checkOptions) place(checker *check.Checker) (trace.Place, error) {
 		return place, usagef("there is no %s", what)
 	}
 	return place, usagef("open %s: %w", what, innermost(err))
+}
+
+// isInode reports whether a namespace is named by its number, as findings and
+// lsns(8) show it: nothing under /run/netns has that name.
+func isInode(netns string) bool {
+	_, err := strconv.ParseUint(netns, 10, 32)
+	return err == nil && !exists(netstate.NamePath(netns))
+}
+
+// byInode finds the namespace by its number.
+func (o *checkOptions) byInode(checker *check.Checker) (trace.Place, error) {
+	n, err := strconv.ParseUint(o.netns, 10, 32)
+	if err != nil {
+		return trace.Place{}, usagef("--netns: %w", innermost(err))
+	}
+	place, err := checker.Numbered(trace.Netns(n))
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return place, needsAdmin("network namespace " + o.netns)
+	case err != nil:
+		return place, usagef("there is no network namespace with the number %s that has a name or a process", o.netns)
+	}
+	return place, nil
 }
 
 func exists(path string) bool {

@@ -69,6 +69,15 @@ func (c *Checker) Close() error { return c.reader.Close() }
 // Locate finds the namespace that a file leads to.
 func (c *Checker) Locate(path string) (trace.Place, error) { return c.places.Locate(path) }
 
+// Numbered finds the namespace that has a number, if it has a name or a process.
+func (c *Checker) Numbered(ns trace.Netns) (trace.Place, error) {
+	handle, err := c.places.Open(ns)
+	if err != nil {
+		return trace.Place{}, err
+	}
+	return c.places.Place(ns), handle.Close()
+}
+
 // Names lists the names of namespaces.
 func (c *Checker) Names() []string { return c.places.Names() }
 

@@ -33,12 +33,31 @@ func (s *step) judged(state *trace.HostState) bool {
 	switch v := state.Filters; {
 	case len(v) == 0:
 		return false
+	case len(v) == 1 && v[0].Queue:
+		return s.queued(&v[0])
 	case len(v) == 1 && v[0].Certain:
 		return true
 	default:
 		s.run.unread("%s: whether %s (chain %s %s %s) drops the %s cannot be told from outside", s.run.name(s.place),
 			ruleText(&v[0]), v[0].Family, v[0].Table, v[0].Chain, kindOf(s.packet))
 	}
+	return false
+}
+
+// queued reports whether a packet that a rule hands to a program is lost, as there is no program.
+func (s *step) queued(v *trace.FilterVerdict) bool {
+	var served, known bool
+	if err := s.Inside(s.ctx, s.place, func() error { served, known = netfilter.Served(v); return nil }); err != nil {
+		known = false
+	}
+	switch {
+	case known && !served && v.Bypass:
+		return false
+	case known && !served && v.Certain:
+		return true
+	}
+	s.run.unread("%s: %s (chain %s %s %s) hands the %s to a program, which may drop it: what it does is not judged", s.run.name(s.place),
+		ruleText(v), v.Family, v.Table, v.Chain, kindOf(s.packet))
 	return false
 }
 
@@ -64,6 +83,9 @@ func (s *step) filtered(state trace.HostState, hook trace.NetfilterHook) endKind
 	}
 	c := s.lost(trace.SymptomDrop, "NETFILTER_DROP")
 	ev := &c.Event
+	if state.Filters[0].Queue {
+		ev.Reason, ev.Symbol = "", "nf_queue"
+	}
 	switch hook {
 	case trace.Ingress, trace.Prerouting:
 		ev.HasRoute, ev.OutIndex = false, 0

@@ -157,34 +157,66 @@ func (f *flood) below(lower, but netstate.Port, tag int, bridges []crossing, via
 
 // tunnelled delivers to the other end of a tunnel that carries frames.
 func (f *flood) tunnelled(l *netstate.Link, tag int, bridges []crossing) {
-	if !l.Remote.IsValid() || l.Remote.IsMulticast() {
-		f.segment.open = true // it learns its remote ends
-	}
 	far := farEnds(f.topology, l)
-	if len(far) == 0 {
-		f.segment.open = true
+	if len(far) == 0 && !f.deadEnd(l) || !l.Remote.IsValid() || l.Remote.IsMulticast() {
+		f.segment.open = true // it leads to what is not seen from here, or learns its remote ends
 	}
 	for _, other := range far {
 		f.arrive(other.Port, tag, bridges, &tunnel{l, other})
 	}
 }
 
+// deadEnd reports a tunnel that leads to a host of this node where nobody takes
+// what comes out of it.
+func (f *flood) deadEnd(l *netstate.Link) bool {
+	known := false
+	for _, ns := range f.topology.Order {
+		if ns == l.Netns || !l.Remote.IsValid() || !owns(f.topology, ns, l.Remote) {
+			continue
+		}
+		known = true
+		for _, other := range f.topology.Of(ns) {
+			if other.External || other.Tapped {
+				return false // a program may take it
+			}
+		}
+	}
+	return known
+}
+
 // farEnds are the tunnel devices of other namespaces that get what is sent into one.
 func farEnds(t *netstate.Topology, l *netstate.Link) []*netstate.Link {
 	var ends []*netstate.Link
 	for _, other := range t.Links {
-		if other.Netns == l.Netns || other.Kind != l.Kind || other.VNI != l.VNI || other.Port4 != l.Port4 || !other.Up {
+		if other.Netns == l.Netns || !takes(l, l.Local, other) {
 			continue
 		}
 		if l.Remote.IsValid() && !l.Remote.IsMulticast() && !owns(t, other.Netns, l.Remote) {
 			continue
 		}
-		if l.Remote.IsValid() && other.Local.IsValid() && !l.Remote.IsMulticast() && other.Local != l.Remote {
-			continue
-		}
 		ends = append(ends, other)
 	}
 	return ends
+}
+
+// takes reports whether a tunnel device takes what another sends to its host
+// from an address; an invalid one is not known.
+func takes(l *netstate.Link, source netip.Addr, other *netstate.Link) bool {
+	if tunnelWord(l.Kind) == "" || tunnelWord(l.Kind) != tunnelWord(other.Kind) || other.Port4 != l.Port4 || !other.Up {
+		return false
+	}
+	if other.External {
+		return true
+	}
+	if other.VNI != l.VNI || l.Kind != other.Kind {
+		return false
+	}
+	if l.Kind == "vxlan" {
+		return true // from anybody, to any address
+	}
+	remote := !other.Remote.IsValid() || !source.IsValid() || other.Remote == source
+	local := !other.Local.IsValid() || !l.Remote.IsValid() || l.Remote.IsMulticast() || other.Local == l.Remote
+	return remote && local
 }
 
 // owns reports whether a device of a namespace has an address.

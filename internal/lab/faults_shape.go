@@ -205,7 +205,8 @@ func entryLabs(f Family) []Lab {
 	owned := addAddress("lb", vipOnLo(f))
 	return []Lab{
 		{Name: "entry-lost", Topology: lasting(nat(f)), Finding: id, Direction: trace.Request, Where: "lb", Outcome: Broken,
-			Title: "the load balancer forgets a live connection", Doc: "What comes after is for the load balancer itself, which knows no such connection.",
+			Unforeseen: "the entry is lost later",
+			Title:      "the load balancer forgets a live connection", Doc: "What comes after is for the load balancer itself, which knows no such connection.",
 			Setting: []Change{strict, owned}, Midway: []Change{flush}, Faults: []Change{note("lb", "conntrack -F, while connections live")}},
 		{Name: "healthy-flush", Topology: lasting(nat(f)), Title: "the load balancer forgets a live connection, and picks it up again",
 			Doc: "With nf_conntrack_tcp_loose the next packet of the client makes the same entry anew.", Midway: []Change{flush}},

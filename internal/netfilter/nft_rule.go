@@ -222,7 +222,7 @@ func decodeStatement(name string, a *attributeValues) expr {
 	case "redir":
 		return translate{text: "redirect", to: newAddress{kind: Redirect, port: a.register(unix.NFTA_REDIR_REG_PROTO_MIN)}}
 	case "queue":
-		return opaqueEnd{text: queueText(a), sure: true, queue: true}
+		return opaqueEnd{text: queueText(a), sure: true, queue: true, queues: queuesOf(a)}
 	case "fwd":
 		return opaqueEnd{text: "fwd", sure: true}
 	case "synproxy":

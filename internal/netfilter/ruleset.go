@@ -107,6 +107,7 @@ type verdict struct {
 	chain  string
 	reject bool
 	queue  bool // for a program
+	queues queues
 }
 
 // Hook numbers (enum nf_inet_hooks, enum nf_dev_hooks).

@@ -115,6 +115,7 @@ func (d drop) verdict(hook trace.NetfilterHook) trace.FilterVerdict {
 		Hook: hook, Backend: t.backend, Family: t.family.String(), Table: t.name, Chain: d.chain.name,
 		Reject: d.reject, Certain: d.certain, Queue: d.queue, Packets: d.counter().packets, Counted: d.counter().counted,
 	}
+	v.Queues, v.Bypass = [2]uint16{d.queues.first, d.queues.last}, d.queues.bypass
 	if d.rule == nil {
 		v.Policy, v.Rule = true, "policy drop"
 		if t.iptables() {

@@ -24,6 +24,7 @@ type drop struct {
 	reject  bool
 	certain bool
 	queue   bool // it does not drop, but hands the packet to a program
+	queues  queues
 }
 
 // counter is the counter of the rule or policy.
@@ -290,7 +291,7 @@ func (w *walker) take(c *chain, r *rule, v result, s *stay, out *outcome, depth 
 		s.leave(v.truth)
 	case verdictAccept, verdictStolen, verdictQueue:
 		if v.queue && len(w.queued) < mostCandidates {
-			w.queued = append(w.queued, drop{chain: c, rule: r, certain: inside.certain, queue: true})
+			w.queued = append(w.queued, drop{chain: c, rule: r, certain: inside.certain, queue: true, queues: v.queues})
 		}
 		out.ended = true
 		s.leave(v.truth)

@@ -138,7 +138,8 @@ func decodeTarget(name string, revision uint8, data []byte, is6 bool) []expr {
 	case "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP":
 		return []expr{translate{text: "-j " + name, to: decodeTargetNAT(name, revision, data, is6)}}
 	case "NFQUEUE":
-		return []expr{opaqueEnd{text: fmt.Sprintf("-j NFQUEUE --queue-num %d", r.u16()), sure: true, queue: true}}
+		to := decodeQueues(r, revision)
+		return []expr{opaqueEnd{text: fmt.Sprintf("-j NFQUEUE --queue-num %d", to.first), sure: true, queue: true, queues: to}}
 	case "TPROXY", "SYNPROXY":
 		return []expr{opaqueEnd{text: "-j " + name}}
 	case "NOTRACK":

@@ -239,6 +239,10 @@ type FilterVerdict struct {
 
 	// Queue: it hands the packet to a program (NFQUEUE), which may drop it, or not be there.
 	Queue bool
+	// Queues are the first and the last queue that it may choose, and Bypass says
+	// that the packet goes on where no program takes packets from it.
+	Queues [2]uint16
+	Bypass bool
 	// Traced: netfilter's own tracing said that this one dropped the packet, or one like it.
 	Traced bool
 	// Earlier is what the counter said when it was first read, at EarlierAt; zero when this is the first time.
