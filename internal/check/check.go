@@ -30,6 +30,7 @@ type Question struct {
 	Server   netip.AddrPort // the VIP; invalid address: the one that the host would choose; port 0: any
 	In       string         // device by which the request comes in; "": it is found out
 	Mark     uint32         // of request and reply
+	Run      bool           // BPF programs that keep state may be run on a copy of the packet
 }
 
 // Answer is what the hosts of this node would do.
@@ -124,7 +125,7 @@ type run struct {
 // Reply answers a question. The error says that it could not be asked at all.
 func (c *Checker) Reply(ctx context.Context, q Question) (*Answer, error) {
 	r := &run{Checker: c, ctx: ctx, q: q, now: time.Now(), answer: &Answer{},
-		tracks: make(map[trace.Netns][]trace.Conntrack), told: make(map[string]bool), sizes: make(map[trace.Direction][]size), clamped: make(map[trace.Direction]bool)}
+		tracks: make(map[trace.Netns][]trace.Conntrack), told: make(map[string]bool), sizes: make(map[trace.Direction][]size), clamped: make(map[trace.Direction]bool), runAll: q.Run}
 	if err := c.Inside(ctx, q.From, func() error { return nil }); err != nil {
 		return nil, err
 	}
