@@ -77,9 +77,7 @@ func (f *flood) leave(p netstate.Port, tag int, bridges []crossing, via *tunnel)
 	case "veth":
 		f.arrive(l.Lower, tag, bridges, via)
 	case "bridge", "bond", "team":
-		for _, port := range f.ports(l) {
-			f.leave(port.Port, tag, append(slices.Clone(bridges), crossing{p.Netns, 0, port.Index}), via)
-		}
+		f.bridged(l, l, tag, bridges, via)
 	case "vlan":
 		if tag != 0 {
 			f.segment.open = true // tags within tags
@@ -117,12 +115,7 @@ func (f *flood) arrive(p netstate.Port, tag int, bridges []crossing, via *tunnel
 	case l.Master != 0 && master == nil:
 		f.segment.open = true
 	case master != nil && master.Kind == "bridge":
-		for _, port := range f.ports(master) {
-			if port.Index != p.Index {
-				f.leave(port.Port, tag, append(slices.Clone(bridges), crossing{p.Netns, p.Index, port.Index}), via)
-			}
-		}
-		f.end(master, tag, append(slices.Clone(bridges), crossing{p.Netns, p.Index, 0}), via)
+		f.bridged(master, l, tag, bridges, via)
 	case master != nil && master.Kind == "vrf":
 		f.end(l, tag, bridges, via)
 	case master != nil && (master.Kind == "bond" || master.Kind == "team"):
@@ -131,6 +124,36 @@ func (f *flood) arrive(p netstate.Port, tag int, bridges []crossing, via *tunnel
 		f.segment.open = true // Open vSwitch and the like
 	default:
 		f.end(l, tag, bridges, via)
+	}
+}
+
+// bridged sends a frame on from a port of a bridge or bond, or from its own host
+// (from is the bridge itself then).
+func (f *flood) bridged(bridge, from *netstate.Link, tag int, bridges []crossing, via *tunnel) {
+	if from.Bridging.Blocked {
+		return
+	}
+	filtering := bridge.Bridging.Filtering
+	vlan, ok := from.Bridging.Enters(filtering, tag)
+	if !ok {
+		return
+	}
+	passed := crossing{netns: bridge.Netns}
+	if from != bridge {
+		passed.in = from.Index
+	}
+	for _, port := range f.ports(bridge) {
+		b := &port.Bridging
+		out, member := b.Leaves(filtering, vlan)
+		if !member || b.Blocked || b.Isolated && from.Bridging.Isolated || port.Index == from.Index && !b.Hairpin {
+			continue
+		}
+		passed.out = port.Index
+		f.leave(port.Port, out, append(slices.Clone(bridges), passed), via)
+	}
+	if out, member := bridge.Bridging.Leaves(filtering, vlan); from != bridge && member {
+		passed.out = 0
+		f.end(bridge, out, append(slices.Clone(bridges), passed), via)
 	}
 }
 

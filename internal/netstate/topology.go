@@ -39,6 +39,7 @@ type Link struct {
 	Local     netip.Addr
 	Remote    netip.Addr
 	Addresses []netip.Prefix
+	Bridging  Bridging
 	// ARPIgnore and ARPAnnounce are the sysctls in effect; ProxyARP says that it
 	// answers for others, in ARP or in ND.
 	ARPIgnore, ARPAnnounce int
@@ -159,6 +160,9 @@ func (t *Topology) read(ns trace.Netns, handles map[trace.Netns]netns.NsHandle) 
 	for _, l := range links {
 		found := newLink(ns, l, peers)
 		t.Links[found.Port] = found
+	}
+	if err := t.readBridging(ns, h, links); err != nil {
+		t.Unread = append(t.Unread, fmt.Sprintf("bridge ports of namespace %d: %v", ns, err))
 	}
 	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
