@@ -103,7 +103,9 @@ type run struct {
 	tracks map[trace.Netns][]trace.Conntrack
 	// known: the request was followed from its client to the host that answers.
 	known bool
-	told  map[string]bool
+	// connMarks are the marks that rules gave the connection, by namespace.
+	connMarks map[trace.Netns]trace.ConnMark
+	told      map[string]bool
 	// sizes are the MTUs on the way, by direction.
 	sizes  map[trace.Direction][]size
 	trying bool        // nothing is told
@@ -125,7 +127,7 @@ type run struct {
 // Reply answers a question. The error says that it could not be asked at all.
 func (c *Checker) Reply(ctx context.Context, q Question) (*Answer, error) {
 	r := &run{Checker: c, ctx: ctx, q: q, now: time.Now(), answer: &Answer{},
-		tracks: make(map[trace.Netns][]trace.Conntrack), told: make(map[string]bool), sizes: make(map[trace.Direction][]size), clamped: make(map[trace.Direction]bool), runAll: q.Run}
+		tracks: make(map[trace.Netns][]trace.Conntrack), told: make(map[string]bool), sizes: make(map[trace.Direction][]size), clamped: make(map[trace.Direction]bool), runAll: q.Run, connMarks: make(map[trace.Netns]trace.ConnMark)}
 	if err := c.Inside(ctx, q.From, func() error { return nil }); err != nil {
 		return nil, err
 	}

@@ -222,9 +222,10 @@ func (s *step) translateOut() {
 	s.track.Reply = s.packet.tuple.Reverse()
 }
 
-// clampedHere asks the rules for forwarded packets whether they make TCP agree on smaller segments.
+// clampedHere asks the rules for forwarded packets whether they make TCP agree on
+// smaller segments, and mark the connection.
 func (s *step) clampedHere() {
-	if s.at.in == 0 || !s.packet.flags.Has(trace.SYN) || s.packet.outer {
+	if s.at.in == 0 || s.packet.outer {
 		return
 	}
 	change, _ := s.changes(trace.Forward)
@@ -233,7 +234,7 @@ func (s *step) clampedHere() {
 
 // noteClamp notes such a rule: what the other side sends fits then.
 func (s *step) noteClamp(change *netfilter.Change) {
-	if !change.Clamped || s.packet.outer || s.packet.again {
+	if !change.Clamped || !s.packet.flags.Has(trace.SYN) || s.packet.outer || s.packet.again {
 		return
 	}
 	if s.packet.direction == trace.Request {
@@ -264,6 +265,9 @@ func (s *step) changes(hook trace.NetfilterHook) (change netfilter.Change, ok bo
 	if err != nil {
 		s.run.unread("%s: NAT rules and marks: %s", s.run.name(s.place), strings.ReplaceAll(err.Error(), "\n", "; "))
 		return netfilter.Change{}, false
+	}
+	if !s.packet.outer && !s.packet.later && s.track.Known() {
+		s.connMarks[s.at.netns] = change.ConnMark
 	}
 	return change, true
 }

@@ -213,6 +213,9 @@ func (s *step) neighbor(reach segment, state *trace.HostState) (endpoint, endKin
 	if s.deaf(have[0], state) {
 		return endpoint{}, lost
 	}
+	if !resolved && s.unheard(have[0].link) {
+		return endpoint{}, s.unresolved(state)
+	}
 	return have[0], goesOn
 }
 

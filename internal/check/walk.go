@@ -254,7 +254,22 @@ func (s *step) question() trace.Question {
 	return trace.Question{
 		Place: s.place, Packet: s.packet.tuple, Flags: s.packet.flags, Direction: s.packet.direction, In: s.at.in, Arrived: s.at.in,
 		Mark: s.packet.mark, Conntrack: s.track, Ahead: true, Later: s.packet.later, ICMP: s.packet.icmp,
+		ConnMark: s.connMark(),
 	}
+}
+
+// connMark is the mark of the packet's connection: a new one has none.
+func (s *step) connMark() trace.ConnMark {
+	mark, marked := s.connMarks[s.at.netns]
+	switch {
+	case s.packet.outer || s.packet.later:
+		return trace.ConnMark{}
+	case marked && s.track.Known():
+		return mark
+	case s.packet.direction == trace.Request && !s.packet.again, s.packet.direction == trace.Reply && s.track.Known() && s.track.Info == conntrackNew:
+		return trace.ConnMark{Known: true}
+	}
+	return trace.ConnMark{}
 }
 
 // lost is the case of the packet that is lost here.
@@ -303,6 +318,7 @@ func (s *step) deliver() endKind {
 		return s.filtered(state, trace.Input)
 	}
 	if s.packet.direction == trace.Request && !s.packet.outer {
+		s.changes(trace.Input) // for the mark that it may give the connection
 		s.remember()
 		if !s.answers() {
 			return s.taken()

@@ -181,6 +181,9 @@ func decodeLoad(name string, a *attributeValues) expr {
 	case "ct":
 		key := be32(a[unix.NFTA_CT_KEY])
 		if a[unix.NFTA_CT_SREG] != nil {
+			if key == ctMark {
+				return setConnMark{from: a.register(unix.NFTA_CT_SREG), text: "ct " + ctName(key) + " set …"}
+			}
 			return passive{text: "ct " + ctName(key) + " set …"}
 		}
 		direction := -1

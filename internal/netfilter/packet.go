@@ -82,6 +82,7 @@ type packet struct {
 	ports     ports // of a packet that crosses a bridge
 	sourceMAC [6]byte
 	mark      bits
+	connMark  bits
 	conntrack entry
 	routes    routes
 
@@ -99,6 +100,10 @@ func newPacket(q trace.Question, in, out trace.Interface, hook trace.NetfilterHo
 		mark: native32(q.Mark), routes: routes, asked: q,
 		in:  hookDevice(hasIn(hook, q.In), q.In, in),
 		out: hookDevice(hasOut(hook), q.Out, out),
+	}
+	p.connMark = unknownBits(4)
+	if q.ConnMark.Known {
+		p.connMark = native32(q.ConnMark.Value)
 	}
 	p.at(priorityFilter)
 	return p
@@ -176,6 +181,9 @@ func (p *packet) family() family { return familyOf(p.tuple) }
 
 // etherType is the packet's EtherType.
 func (p *packet) etherType() uint16 {
+	if p.asked.ARP != 0 {
+		return unix.ETH_P_ARP
+	}
 	if p.is6() {
 		return unix.ETH_P_IPV6
 	}
@@ -243,6 +251,9 @@ func (p *packet) linkHeader() (bits, truth) {
 
 // networkHeader is the IP header without options or extension headers.
 func (p *packet) networkHeader() bits {
+	if p.asked.ARP != 0 {
+		return p.arpHeader()
+	}
 	src, dst := p.tuple.Src.Addr(), p.tuple.Dst.Addr()
 	if p.is6() {
 		b := unknownBits(40)
@@ -283,6 +294,16 @@ func (p *packet) transportHeader() bits {
 	if p.tuple.Protocol == trace.TCP && p.flags != 0 {
 		b.set(13, []byte{byte(p.flags)})
 	}
+	return b
+}
+
+// arpHeader is that of an ARP message (RFC 826).
+func (p *packet) arpHeader() bits {
+	b := unknownBits(28)
+	b.set(0, []byte{0, 1, 8, 0, 6, 4, 0, byte(p.asked.ARP)})
+	src, dst := p.tuple.Src.Addr().Unmap().As4(), p.tuple.Dst.Addr().Unmap().As4()
+	b.set(14, src[:])
+	b.set(24, dst[:])
 	return b
 }
 

@@ -39,6 +39,7 @@ type Change struct {
 	Mark         uint32
 	MarkKnown    bool // false: a rule sets the mark to what cannot be told from outside
 	Untracked    bool // a rule exempts the packet from connection tracking
+	ConnMark     trace.ConnMark
 	Clamped      bool // a rule lowers the size of segments that TCP agrees on
 	// Packet is as rules leave it that write addresses or ports to it themselves, without NAT; invalid: as it was.
 	Packet trace.Tuple
@@ -58,6 +59,9 @@ func Changes(q trace.Question, in, out trace.Interface, hook trace.NetfilterHook
 	mark, known := p.mark.masked32()
 	change := Change{Translations: p.translations, Mark: mark, MarkKnown: known == ^uint32(0),
 		Untracked: p.untracked, Clamped: p.clamped}
+	if conn, known := p.connMark.masked32(); known == ^uint32(0) && q.ConnMark.Known {
+		change.ConnMark = trace.ConnMark{Known: true, Value: conn}
+	}
 	if p.asked.Packet != q.Packet {
 		change.Packet = p.asked.Packet
 	}

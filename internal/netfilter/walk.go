@@ -97,6 +97,8 @@ func setsMark(e expr) bool {
 		return e.key == metaMark
 	case xtSetMark:
 		return true
+	case xtConnMark:
+		return e.mode == connMarkRestore
 	}
 	return false
 }

@@ -51,6 +51,8 @@ func decodeMatcher(name string, revision uint8, data []byte, is6 bool) matcher {
 		return xtComment(cString(data))
 	case name == "mark" && revision == 1:
 		m = &xtMark{value: r.u32(), mask: r.u32(), invert: r.u8() != 0}
+	case name == "connmark" && revision == 1:
+		m = &xtConnMarked{xtMark{value: r.u32(), mask: r.u32(), invert: r.u8() != 0}}
 	case name == "addrtype" && revision <= 1:
 		m = decodeAddrType(r, revision)
 	case name == "iprange" && revision == 1:
@@ -133,7 +135,12 @@ func decodeTarget(name string, revision uint8, data []byte, is6 bool) []expr {
 			return []expr{xtSetMark{value: r.u32(), mask: r.u32()}}
 		}
 		return []expr{xtSetMark{unknown: true, name: name}}
-	case "CONNMARK", "HMARK":
+	case "CONNMARK":
+		if e, ok := decodeConnMark(r, revision); ok {
+			return []expr{e}
+		}
+		return []expr{xtSetMark{unknown: true, name: name}}
+	case "HMARK":
 		return []expr{xtSetMark{unknown: true, name: name}}
 	case "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP":
 		return []expr{translate{text: "-j " + name, to: decodeTargetNAT(name, revision, data, is6)}}

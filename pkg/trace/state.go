@@ -31,6 +31,14 @@ type Question struct {
 	Switched  uint32    // ifindex of the device that may be a port of Open vSwitch's kernel datapath, which is asked; 0: none
 	Later     bool      // it is a fragment, not the first: it has no ports
 	ICMP      [2]uint8  // type and code, where the packet is an ICMP message; zero: not known
+	ARP       uint16    // the packet is an ARP message about its addresses: 1 asks, 2 answers; 0: it is none
+	ConnMark  ConnMark  // of the entry in connection tracking
+}
+
+// ConnMark is the mark that rules gave a connection.
+type ConnMark struct {
+	Known bool
+	Value uint32
 }
 
 // HostState is what one namespace said, at one time, in answer to a Question.
