@@ -15,8 +15,6 @@ type size struct {
 	device trace.Device
 	mtu    int
 	tuple  trace.Tuple // as it leaves
-	// silent: what is too big is dropped without a word.
-	silent bool
 }
 
 // measure notes the MTU of the device by which the packet leaves; where it is

@@ -200,9 +200,9 @@ func (x *xtFrag) matches(p *packet) truth {
 
 func (x *xtFrag) option() string { return "-m frag …" }
 
-func (e untrack) write(w *writer) { passive{e.text}.write(w) }
+func (e untrack) write(w *writer) { passive(e).write(w) }
 
-func (e clamp) write(w *writer) { passive{e.text}.write(w) }
+func (e clamp) write(w *writer) { passive(e).write(w) }
 
 func (e rewrite) write(w *writer) { passive{"@payload set …"}.write(w) }
 
