@@ -26,6 +26,9 @@ func (s *step) next(state *trace.HostState) (position, endKind) {
 			return position{}, kind
 		}
 	}
+	if reach.switched {
+		s.run.unread("what Open vSwitch, or another switch, does with the %s behind %s of %s is not judged", kindOf(s.packet), s.out.Name, s.run.name(s.place))
+	}
 	to, kind := s.neighbor(reach, state)
 	if kind != goesOn {
 		return position{}, kind

@@ -28,6 +28,7 @@ type tunnel struct{ near, far *netstate.Link }
 type segment struct {
 	endpoints []endpoint
 	open      bool // there is more that is not seen from here
+	switched  bool // a switch of its own, such as Open vSwitch's in the kernel, has the frame
 }
 
 // maxFrames bounds the steps of a flood.
@@ -90,6 +91,8 @@ func (f *flood) leave(p netstate.Port, tag int, bridges []crossing, via *tunnel)
 	case "vxlan", "geneve", "gretap":
 		f.tunnelled(l, tag, bridges)
 	case "dummy":
+	case "openvswitch":
+		f.segment.open, f.segment.switched = true, true
 	default:
 		f.segment.open = true
 	}
@@ -121,7 +124,7 @@ func (f *flood) arrive(p netstate.Port, tag int, bridges []crossing, via *tunnel
 	case master != nil && (master.Kind == "bond" || master.Kind == "team"):
 		f.end(master, tag, bridges, via)
 	case l.Master != 0:
-		f.segment.open = true // Open vSwitch and the like
+		f.segment.open, f.segment.switched = true, true // Open vSwitch and the like
 	default:
 		f.end(l, tag, bridges, via)
 	}
