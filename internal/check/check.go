@@ -111,8 +111,9 @@ type run struct {
 	trying bool        // nothing is told
 	tried  *trace.Case // what would have been told
 	// elsewhere are the hops of packets whose way is not that of the exchange.
-	elsewhere []trace.Hop
-	runAll    bool // programs may be run that keep state
+	elsewhere  []trace.Hop
+	outerSizes []size // on the way of the tunnel that is being followed
+	runAll     bool   // programs may be run that keep state
 	// most caps what is said: what may not come to pass is not certain. 0: nothing is capped.
 	most trace.Confidence
 	// reply is the reply as it is made, replyFrom where; clientAt the client's namespace.

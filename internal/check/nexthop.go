@@ -69,10 +69,12 @@ func (s *step) tunnelEnd(l *netstate.Link) (*netstate.Link, endKind) {
 	if !ok {
 		return nil, left
 	}
+	s.outerSizes = nil
 	end := s.walk(outer, position{netns: s.at.netns})
 	if end.kind != arrived {
 		return nil, end.kind
 	}
+	s.narrowTunnel(l)
 	var near []*netstate.Link
 	for _, other := range s.topology.Of(end.at.netns) {
 		if tunnelWord(other.Kind) != tunnelWord(l.Kind) {

@@ -21,6 +21,9 @@ type size struct {
 // made, the route may say less.
 func (s *step) measure() {
 	l := s.topology.Links[netstate.Port{Netns: s.at.netns, Index: s.out.Index}]
+	if l != nil && s.packet.outer && !s.packet.about.IsValid() {
+		s.outerSizes = append(s.outerSizes, size{place: s.place, device: s.out, mtu: l.MTU, tuple: s.packet.tuple})
+	}
 	if l == nil || l.MTU == 0 || s.packet.outer || s.packet.again || s.packet.later {
 		return
 	}
@@ -82,7 +85,7 @@ func (r *run) tooBig() {
 		}
 		for i := range way.hops[1:] {
 			hop := &way.hops[i+1]
-			if hop.mtu < largest && r.unheard(way.direction, &way.hops[0], hop) {
+			if hop.mtu < largest && r.unheard(way.direction, hop) {
 				return
 			}
 			largest = min(largest, hop.mtu) // smaller ones come from there on, once it is heard
@@ -92,22 +95,16 @@ func (r *run) tooBig() {
 
 // unheard follows the ICMP error of a narrow hop to the sender, and reports
 // whether it is lost. It tells where.
-func (r *run) unheard(d trace.Direction, from, hop *size) bool {
+func (r *run) unheard(d trace.Direction, hop *size) bool {
 	confidence := trace.Likely
 	if r.q.Protocol != trace.TCP {
 		confidence = trace.Possible // if datagrams are that big at all
 	}
-	sender := hop.tuple.Src.Addr()
-	p := packet{direction: trace.Reply, outer: true, about: hop.tuple, icmp: [2]uint8{3, 4}, tuple: trace.Tuple{Protocol: trace.ICMP,
-		Src: netip.AddrPortFrom(r.anyAddress(hop.place.Netns, sender), 0), Dst: netip.AddrPortFrom(sender, 0)}}
+	p := r.errorAbout(hop)
 	if d == trace.Reply {
 		p.direction = trace.Request
 	}
-	if sender.Is6() {
-		p.tuple.Protocol, p.icmp = trace.ICMPv6, [2]uint8{2, 0}
-	}
-	end := r.try(p, position{netns: hop.place.Netns})
-	if end.kind != lost || r.tried == nil {
+	if end := r.try(p, position{netns: hop.place.Netns}); end.kind != lost || r.tried == nil {
 		return false
 	}
 	c := trace.Case{Symptom: trace.SymptomTooBig, Direction: d, Place: r.tried.Place, Event: r.tried.Event, TooBigPlace: hop.place}
@@ -121,6 +118,43 @@ func (r *run) unheard(d trace.Direction, from, hop *size) bool {
 	r.most = confidence
 	r.explain(&c, &state)
 	return true
+}
+
+// narrowTunnel tells of a hop on a tunnel's own way that is narrower than the
+// tunnel's packets, where these may not be fragmented and the error about them is lost.
+func (s *step) narrowTunnel(l *netstate.Link) {
+	overhead := map[string]int{"ipip": 20, "sit": 20, "gre": 24, "gretap": 38, "ip6tnl": 40, "ip6gre": 44}[l.Kind]
+	if overhead == 0 || s.trying || s.packet.again || s.packet.later {
+		return // VXLAN and Geneve let their packets be fragmented, if nobody says otherwise
+	}
+	for i, hop := range s.outerSizes {
+		if i == 0 || hop.mtu >= l.MTU+overhead {
+			continue // the tunnel's own host tells the sender itself
+		}
+		if s.unreachable(&hop) {
+			s.run.unread("packets of more than %d bytes in the tunnel %s of %s do not fit through %s of %s, and the ICMP error that says so to %s does not arrive",
+				hop.mtu-overhead, l.Name, s.run.name(s.place), hop.device.Name, s.run.name(hop.place), hop.tuple.Src.Addr())
+			return
+		}
+	}
+}
+
+// unreachable reports whether the ICMP error of a narrow hop is lost on its way to the sender.
+func (r *run) unreachable(hop *size) bool {
+	p := r.errorAbout(hop)
+	end := r.try(p, position{netns: hop.place.Netns})
+	return end.kind == lost && r.tried != nil
+}
+
+// errorAbout is the ICMP error of a narrow hop.
+func (r *run) errorAbout(hop *size) packet {
+	sender := hop.tuple.Src.Addr()
+	p := packet{direction: trace.Reply, outer: true, about: hop.tuple, icmp: [2]uint8{3, 4}, tuple: trace.Tuple{Protocol: trace.ICMP,
+		Src: netip.AddrPortFrom(r.anyAddress(hop.place.Netns, sender), 0), Dst: netip.AddrPortFrom(sender, 0)}}
+	if sender.Is6() {
+		p.tuple.Protocol, p.icmp = trace.ICMPv6, [2]uint8{2, 0}
+	}
+	return p
 }
 
 // try walks a packet without telling of anything but what becomes of it.
