@@ -252,6 +252,7 @@ type answerKey struct {
 	policy  bool
 	symptom trace.Symptom // what is asked of other hosts depends on it
 	header  [4]uint8      // what there is instead of ports
+	suspect bool          // and on this
 }
 
 func keyOf(q *trace.Question) answerKey {
@@ -288,7 +289,7 @@ func extraKey(q *trace.Question) [5]uint32 {
 // ask reads the host's state, or takes the answer to the same question a moment ago.
 func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case) (trace.HostState, error) {
 	key := keyOf(&q)
-	key.symptom = c.Symptom
+	key.symptom, key.suspect = c.Symptom, c.Suspect
 	i.mu.Lock()
 	a, ok := i.answers[key]
 	i.mu.Unlock()

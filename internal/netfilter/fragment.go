@@ -13,23 +13,23 @@ import (
 const someOffset = 185 // of the second fragment of a datagram on a link with an MTU of 1500
 
 // isPiece reports whether the packet is a fragment, the first one included.
-func (p *packet) isPiece() bool { return p.asked.Fragment || p.asked.MoreFragments }
+func (p *packet) isPiece() bool { return (p.asked.Fragment || p.asked.MoreFragments) && !p.whole }
 
 // isLater reports whether the packet is a fragment without a transport header.
-func (p *packet) isLater() bool { return p.asked.Fragment }
+func (p *packet) isLater() bool { return p.asked.Fragment && !p.whole }
 
 // fragmentField is IPv4's offset with its flag "more fragments", which is bit 13.
 func (p *packet) fragmentField() (value, known uint16) {
 	switch {
 	case p.isPiece():
 		known = 0x3fff
-	case p.hasPorts(): // so it is whole or the first fragment: its offset is zero
+	case p.hasPorts(), p.asked.Ahead: // so it is whole or the first fragment: its offset is zero
 		known = 0x1fff
 	}
 	if p.isLater() {
 		value = someOffset
 	}
-	if p.asked.MoreFragments {
+	if p.asked.MoreFragments && p.isPiece() {
 		value |= 0x2000
 	}
 	return value, known
@@ -60,11 +60,16 @@ type fragmentExtension struct {
 const (
 	exthdrPresent = 1 // NFT_EXTHDR_F_PRESENT
 	exthdrIPv6    = 0 // NFT_EXTHDR_OP_IPV6
+	exthdrTCP     = 1 // NFT_EXTHDR_OP_TCPOPT
+	optionMaxSeg  = 2 // RFC 9293
 )
 
-// decodeExthdr knows IPv6's fragment header alone.
+// decodeExthdr knows IPv6's fragment header, and that TCP's segment size is written.
 func decodeExthdr(a *attributeValues) expr {
 	kind := a[unix.NFTA_EXTHDR_TYPE]
+	if be32(a[unix.NFTA_EXTHDR_OP]) == exthdrTCP && a[unix.NFTA_EXTHDR_SREG] != nil && len(kind) == 1 && kind[0] == optionMaxSeg {
+		return clamp{text: "tcp option maxseg size set …"}
+	}
 	if be32(a[unix.NFTA_EXTHDR_OP]) != exthdrIPv6 || len(kind) != 1 || kind[0] != unix.IPPROTO_FRAGMENT || a[unix.NFTA_EXTHDR_SREG] != nil {
 		return opaque{text: "exthdr …"}
 	}
@@ -80,6 +85,8 @@ func (e fragmentExtension) run(m *machine) {
 		there = no
 	case p.isPiece():
 		there = yes
+	case p.asked.Ahead:
+		there = no
 	}
 	if e.present {
 		b := unknownBits(1)

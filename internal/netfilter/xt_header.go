@@ -49,7 +49,7 @@ func (x *xtHeader) matches(p *packet) truth {
 		switch {
 		case p.isLater():
 			f = yes
-		case p.hasPorts():
+		case p.hasPorts(), p.asked.Ahead:
 			f = no
 		}
 		t = t.and(f.xor(has(invertFragment)))

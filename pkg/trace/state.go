@@ -29,10 +29,18 @@ type Question struct {
 	Ahead     bool      // the packet has not come yet: what counters say is no evidence
 	Policy    bool      // HostState.Policy is wanted
 	Switched  uint32    // ifindex of the device that may be a port of Open vSwitch's kernel datapath, which is asked; 0: none
+	ARP       uint16    // the packet is an ARP message about its addresses: 1 asks, 2 answers; 0: it is none
+	ConnMark  ConnMark  // of the entry in connection tracking
 
-	ICMPType, ICMPCode uint8 // of a packet that is an ICMP error
+	ICMPType, ICMPCode uint8 // of a packet that is an ICMP message; both zero: not known
 	Fragment           bool  // the packet is not the first fragment of its datagram: it has no ports
 	MoreFragments      bool  // others follow it
+}
+
+// ConnMark is the mark that rules gave a connection.
+type ConnMark struct {
+	Known bool
+	Value uint32
 }
 
 // HostState is what one namespace said, at one time, in answer to a Question.
@@ -249,6 +257,10 @@ type FilterVerdict struct {
 
 	// Queue: it hands the packet to a program (NFQUEUE), which may drop it, or not be there.
 	Queue bool
+	// Queues are the first and the last queue that it may choose, and Bypass says
+	// that the packet goes on where no program takes packets from it.
+	Queues [2]uint16
+	Bypass bool
 	// Traced: netfilter's own tracing said that this one dropped the packet, or one like it.
 	Traced bool
 	// Earlier is what the counter said when it was first read, at EarlierAt; zero when this is the first time.

@@ -55,7 +55,7 @@ func explainNarrow(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	raise := at(n.Place, "ip link set dev %s mtu %d", quote(n.Device.Name), max(size, n.SenderMTU))
 	lower := fmt.Sprintf("# or give the hosts on both sides an MTU of %d: ip link set dev DEVICE mtu %d", n.MTU, n.MTU)
-	if isTunnel(n.Kind) {
+	if trace.IsTunnel(n.Kind) {
 		// What it wraps must fit the network below, too.
 		raise, lower = fmt.Sprintf("# give the hosts on both sides an MTU of %d, which fits the tunnel: ip link set dev DEVICE mtu %d", n.MTU, n.MTU),
 			"# or, if the network below the tunnel carries that much more: "+raise
