@@ -33,6 +33,8 @@
 
 #define IPV6_EXTENSIONS_MAX 4
 
+#define IP_CT_IS_REPLY 3 /* the first value of enum ip_conntrack_info that stands for reply direction */
+
 /* bpf_rdonly_cast (6.2) reads packet bytes for a nanosecond each; where it is
  * missing bpf_probe_read_kernel does, at some thirty. */
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
@@ -397,6 +399,26 @@ static __always_inline void fill_process(struct event *e)
 	bpf_get_current_comm(e->comm, sizeof(e->comm));
 }
 
+/* fill_sender names the process of the socket that sent a datagram: the one that
+ * looked for its route (route.bpf.c). */
+static __always_inline void fill_sender(struct event *e, const struct event_conntrack *ec)
+{
+	struct udp_socket key = { .netns = e->netns, .port = e->tuple.sport, .family = e->tuple.family };
+	struct udp_sender *sender;
+
+	if (ec) {
+		if (e->ct_info >= IP_CT_IS_REPLY)
+			return;
+		key.port = ec->conntrack.original.sport;
+	}
+	sender = bpf_map_lookup_elem(&udp_senders, &key);
+	if (!sender)
+		return;
+	e->pid = sender->pid;
+	e->pgid = sender->pgid;
+	__builtin_memcpy(e->comm, sender->comm, sizeof(e->comm));
+}
+
 /* What the hook knows beside the packet. */
 struct observation {
 	__u64 symbol;
@@ -412,11 +434,11 @@ static __always_inline int emit_skb(const struct observation *seen, const struct
 {
 	unsigned long nfct = BPF_CORE_READ(skb, _nfct);
 	struct nf_conn *ct = (struct nf_conn *)(nfct & ~7UL);
+	struct event_conntrack *ec = NULL;
 	struct event *e;
 
 	if (ct) {
-		struct event_conntrack *ec = bpf_ringbuf_reserve(&events, sizeof(*ec), 0);
-
+		ec = bpf_ringbuf_reserve(&events, sizeof(*ec), 0);
 		if (!ec) {
 			count_loss(LOSS_RING_FULL);
 			return 0;
@@ -446,6 +468,8 @@ static __always_inline int emit_skb(const struct observation *seen, const struct
 	 * or is a retransmission: user space compares with the socket's state change. */
 	if (seen->hook == HOOK_TRANSMIT && e->tcp_flags == TCP_SYN && BPF_CORE_READ(skb, sk))
 		fill_process(e);
+	if ((seen->hook == HOOK_TRANSMIT || seen->hook == HOOK_DROP) && e->tuple.protocol == IPPROTO_UDP && !e->in_ifindex && BPF_CORE_READ(skb, sk))
+		fill_sender(e, ec);
 	if (seen->hook == HOOK_DROP)
 		name_symbol(e->input);
 	if (seen->hook == HOOK_ICMP_SENT) {

@@ -221,7 +221,13 @@ struct pid {
 struct signal_struct {
 	struct pid *pids[4];
 };
+struct mm_struct;
+struct nsproxy {
+	struct net *net_ns;
+};
 struct task_struct {
+	struct mm_struct *mm;
+	struct nsproxy *nsproxy;
 	struct signal_struct *signal;
 };
 

@@ -204,6 +204,21 @@ type dropUdpRate struct {
 	Flows  uint64
 }
 
+type dropUdpSender struct {
+	_    structs.HostLayout
+	Pid  uint32
+	Pgid uint32
+	Comm [16]int8
+}
+
+type dropUdpSocket struct {
+	_      structs.HostLayout
+	Netns  uint32
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -217,6 +232,7 @@ const (
 	dropMapUdpFlows       = "udp_flows"
 	dropMapUdpPeers       = "udp_peers"
 	dropMapUdpRates       = "udp_rates"
+	dropMapUdpSenders     = "udp_senders"
 	dropProgTraceDrop     = "trace_drop"
 	dropVarAbiEvent       = "abi_event"
 	dropVarAbiFlag        = "abi_flag"
@@ -290,6 +306,7 @@ type dropMapSpecs struct {
 	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
 }
 
 // dropVariableSpecs contains global variables before they are loaded into the kernel.
@@ -339,6 +356,7 @@ type dropMaps struct {
 	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
 }
 
 func (m *dropMaps) Close() error {
@@ -352,6 +370,7 @@ func (m *dropMaps) Close() error {
 		m.UdpFlows,
 		m.UdpPeers,
 		m.UdpRates,
+		m.UdpSenders,
 	)
 }
 

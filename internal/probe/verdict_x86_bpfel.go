@@ -85,6 +85,21 @@ type verdictUdpRate struct {
 	Flows  uint64
 }
 
+type verdictUdpSender struct {
+	_    structs.HostLayout
+	Pid  uint32
+	Pgid uint32
+	Comm [16]int8
+}
+
+type verdictUdpSocket struct {
+	_      structs.HostLayout
+	Netns  uint32
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -98,6 +113,7 @@ const (
 	verdictMapUdpFlows        = "udp_flows"
 	verdictMapUdpPeers        = "udp_peers"
 	verdictMapUdpRates        = "udp_rates"
+	verdictMapUdpSenders      = "udp_senders"
 	verdictMapUnderWay        = "under_way"
 	verdictProgExitConntrack  = "exit_conntrack"
 	verdictProgExitHookSlow   = "exit_hook_slow"
@@ -180,6 +196,7 @@ type verdictMapSpecs struct {
 	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
 	UnderWay       *ebpf.MapSpec `ebpf:"under_way"`
 }
 
@@ -224,6 +241,7 @@ type verdictMaps struct {
 	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
 	UnderWay       *ebpf.Map `ebpf:"under_way"`
 }
 
@@ -238,6 +256,7 @@ func (m *verdictMaps) Close() error {
 		m.UdpFlows,
 		m.UdpPeers,
 		m.UdpRates,
+		m.UdpSenders,
 		m.UnderWay,
 	)
 }

@@ -218,6 +218,9 @@ func (t *Table) datagram(ev *trace.Event) (*path, trace.Direction) {
 		request = request.Reverse()
 	}
 	t.touch(p, request, ev)
+	if d == trace.Request && p.process.PID == 0 {
+		p.process = ev.Process
+	}
 	t.udp.see(p, d, ev)
 	if ev.MoreFragments {
 		t.fragments.add(p, d, ev)
