@@ -171,6 +171,18 @@ static __always_inline void fill_asker(struct event *e, const struct sk_buff *sk
 	BPF_CORE_READ_STR_INTO(&e->comm, task, group_leader, comm);
 }
 
+/* fill_sender_or_asker: whoever looked for a datagram's route is its sender, also when
+ * the datagram waited for a neighbour; a connected socket looks for none. */
+static __always_inline void fill_sender_or_asker(struct event_conntrack *ec, const struct sk_buff *skb, bool tracked)
+{
+	struct event *e = &ec->event;
+
+	if (e->tuple.protocol == IPPROTO_UDP && !READ_ARGUMENT(skb, skb_iif))
+		fill_sender(e, tracked ? ec : NULL);
+	if (!e->pid || e->pid == bpf_get_current_pid_tgid() >> 32)
+		fill_asker(e, skb);
+}
+
 /* fill_lean is what is needed of a packet that is told for its payload alone. */
 static __always_inline void fill_lean(struct event *e, const struct sk_buff *skb, const struct headers *h)
 {
@@ -227,7 +239,7 @@ static __always_inline void fill_dns(struct event_conntrack *ec, const struct ob
 		name_symbol(e->input);
 	/* Without a device it is dropped where it was made. */
 	if ((seen->hook == HOOK_TRANSMIT || (seen->hook == HOOK_DROP && !READ_ARGUMENT(skb, dev))) && !is_port(e->tuple.sport))
-		fill_asker(e, skb);
+		fill_sender_or_asker(ec, skb, ct != NULL);
 }
 
 /* emit_dns sends one event about skb, with its payload. */

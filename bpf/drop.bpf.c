@@ -56,7 +56,7 @@ static __always_inline int drop_unbuilt(const struct observation *seen, const st
 	return 0;
 }
 
-/* refusal is why routing refused this packet a moment ago on this CPU: -errno, or 0. */
+/* refusal is why routing or Open vSwitch refused this packet a moment ago on this CPU: -errno, or 0. */
 static __always_inline __s32 refusal(const struct sk_buff *skb)
 {
 	__u32 zero = 0;
@@ -75,6 +75,7 @@ int trace_drop(__u64 *ctx)
 	struct observation seen = { .hook = HOOK_DROP };
 	struct dns_payload message = {};
 	struct headers h = {};
+	__s32 refused;
 
 	if (has_drop_reason) {
 		__u32 reason = ctx[2];
@@ -83,11 +84,12 @@ int trace_drop(__u64 *ctx)
 		if (word < REASON_WORDS && ignored_reasons[word & (REASON_WORDS - 1)] & (1ULL << (reason % 64)))
 			return 0;
 		seen.reason = reason;
-	} else {
-		seen.reason = refusal(skb);
 	}
 	if (!skb)
 		return 0;
+	refused = refusal(skb);
+	if (refused)
+		seen.reason = refused;
 	seen.symbol = ctx[1];
 	name_symbol(seen.symbol);
 	if (!find_headers(&h, skb, false) && !find_headers(&h, skb, true))

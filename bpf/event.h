@@ -49,6 +49,7 @@ enum function {
 	FUNCTION_IP_TABLE = 2,    /* ipt_do_table, ip6t_do_table (net/ipv4/netfilter/ip_tables.c): NF_* */
 	FUNCTION_CONNTRACK = 3,   /* nf_conntrack_in(skb, state), net/netfilter/nf_conntrack_core.c: NF_* */
 	FUNCTION_ROUTE_INPUT = 4, /* ip_route_input_noref(skb, ...), net/ipv4/route.c: 0, or -errno */
+	FUNCTION_UPCALL = 5,      /* ovs_dp_upcall(dp, skb, ...), net/openvswitch/datapath.c: 0, or -errno */
 };
 
 /* Bits of event.ip_flags. */
@@ -101,7 +102,7 @@ struct event {
 	__u32 seq;
 	__u32 ack;
 	__u32 mark;
-	__s32 reason; /* drop or reset reason, or what decided a drop: -errno; IPv4 route miss: -errno; IPv6: enum RTN_* */
+	__s32 reason; /* drop or reset reason, or what decided a drop: -errno (routing's, Open vSwitch's); IPv4 route miss: -errno; IPv6: enum RTN_* */
 	__u32 table;  /* route miss */
 	__u32 pid;    /* socket state only, where the kernel is in process context */
 	__u32 pgid;
@@ -120,12 +121,14 @@ struct event {
 	char comm[16];
 	__u8 nf_hook;   /* verdict: enum nf_inet_hooks, nf_dev_hooks */
 	__u8 nf_family; /* verdict: NFPROTO_* */
-	__u8 function;  /* verdict: enum function */
+	__u8 function;  /* verdict: enum function; drop: FUNCTION_UPCALL where that told it */
 	__u8 ttl;       /* or hop limit */
 	__u32 ip_len;   /* from the IP header to the packet's end: more than its device's MTU for a GSO packet */
 	__u16 ip_id;    /* IPv4, or of an IPv6 fragment */
 	__u8 ip_flags;  /* enum ip_flag */
 	__u8 pad3;
+	char kind[16]; /* of the device, as ip-link(8) says: "vxlan"; empty for a physical one */
+	__u8 reporter[16]; /* EVENT_INNER: the address that the ICMP error comes from */
 };
 
 /* The second form of a record: with conntrack's tuples. */

@@ -55,6 +55,28 @@ struct {
 	__type(value, struct last_packet);
 } udp_peers SEC(".maps");
 
+/* The process that looked for a route for a socket's datagram: the datagram itself may
+ * leave in another's context, when its neighbour has answered. */
+struct udp_socket {
+	__u32 netns;
+	__u16 port;
+	__u8 family;
+	__u8 pad;
+};
+
+struct udp_sender {
+	__u32 pid;
+	__u32 pgid;
+	char comm[16];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct udp_socket);
+	__type(value, struct udp_sender);
+} udp_senders SEC(".maps");
+
 /* UDP has no beginning: the first packet of each flow in a second is told, at each
  * hook and device, and no more than so many a second of all flows. */
 #define UDP_FLOWS 4096
@@ -113,8 +135,8 @@ struct {
 	__type(value, struct symbol_name);
 } symbols SEC(".maps");
 
-/* The packet that routing refused last on this CPU, and why: on kernels that give
- * no drop reasons it is dropped next. */
+/* The packet that routing or Open vSwitch refused last on this CPU, and why: it is
+ * dropped next, on kernels that give drop reasons without saying this one. */
 struct refused_packet {
 	__u64 skb;
 	__s32 error; /* -errno */

@@ -122,12 +122,40 @@ static __always_inline int emit_udp_miss(const struct lookup *l)
 	return 0;
 }
 
+/* Servers answer from ports below this; who they are is not asked. */
+#define CLIENT_PORTS 1024
+
+/* keep_sender remembers who looks for a route for a datagram of its socket. In
+ * softirq the current task is a bystander; but lookups with ports are made there
+ * for tunnels alone, and a socket's own lookup comes before its first datagram. */
+static __always_inline void keep_sender(__u16 port, __u8 family)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	struct udp_socket key = { .port = port, .family = family };
+	struct udp_sender sender = {}, *known;
+
+	if (port < CLIENT_PORTS || !BPF_CORE_READ(task, mm))
+		return;
+	key.netns = BPF_CORE_READ(task, nsproxy, net_ns, ns.inum);
+	known = bpf_map_lookup_elem(&udp_senders, &key);
+	if (known && known->pid == pid)
+		return;
+	sender.pid = pid;
+	sender.pgid = BPF_CORE_READ(task, signal, pids[PIDTYPE_PGID], numbers[0].nr);
+	bpf_get_current_comm(sender.comm, sizeof(sender.comm));
+	bpf_map_update_elem(&udp_senders, &key, &sender, 0 /* BPF_ANY */);
+}
+
 SEC("tp_btf/fib_table_lookup")
 int BPF_PROG(trace_route_miss4, u32 table, const struct flowi4 *fl, const struct fib_nh_common *nhc, int err)
 {
 	struct lookup l = { .hook = HOOK_ROUTE_MISS4 };
+	bool udp = READ_ARGUMENT(fl, __fl_common.flowic_proto) == IPPROTO_UDP;
 	__be32 s, d;
 
+	if (udp)
+		keep_sender(bpf_ntohs(READ_ARGUMENT(fl, uli.ports.sport)), AF_INET);
 	if (!err || table == RT_TABLE_LOCAL)
 		return 0;
 	s = BPF_CORE_READ(fl, saddr);
@@ -139,7 +167,7 @@ int BPF_PROG(trace_route_miss4, u32 table, const struct flowi4 *fl, const struct
 	l.dport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.dport));
 	l.table = table;
 	l.reason = err;
-	if (BPF_CORE_READ(fl, __fl_common.flowic_proto) == IPPROTO_UDP)
+	if (udp)
 		return emit_udp_miss(&l);
 	return emit_miss(&l);
 }
@@ -148,8 +176,11 @@ SEC("tp_btf/fib6_table_lookup")
 int BPF_PROG(trace_route_miss6, const struct net *net, const struct fib6_result *res, struct fib6_table *table,
 	     const struct flowi6 *fl)
 {
+	bool udp = READ_ARGUMENT(fl, __fl_common.flowic_proto) == IPPROTO_UDP;
 	struct lookup l = { .hook = HOOK_ROUTE_MISS6 };
 
+	if (udp)
+		keep_sender(bpf_ntohs(READ_ARGUMENT(fl, uli.ports.sport)), AF_INET6);
 	l.table = BPF_CORE_READ(table, tb6_id);
 	if (l.table == RT_TABLE_LOCAL)
 		return 0;
@@ -163,7 +194,7 @@ int BPF_PROG(trace_route_miss6, const struct net *net, const struct fib6_result 
 	l.sport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.sport));
 	l.dport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.dport));
 	l.netns = BPF_CORE_READ(net, ns.inum);
-	if (BPF_CORE_READ(fl, __fl_common.flowic_proto) == IPPROTO_UDP)
+	if (udp)
 		return emit_udp_miss(&l);
 	return emit_miss(&l);
 }

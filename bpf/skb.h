@@ -33,6 +33,8 @@
 
 #define IPV6_EXTENSIONS_MAX 4
 
+#define IP_CT_IS_REPLY 3 /* the first value of enum ip_conntrack_info that stands for reply direction */
+
 /* bpf_rdonly_cast (6.2) reads packet bytes for a nanosecond each; where it is
  * missing bpf_probe_read_kernel does, at some thirty. */
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
@@ -282,6 +284,7 @@ static __always_inline void fill_packet(struct event *e, const struct headers *h
 	if (is_icmp(&inner))
 		return;
 	e->flags |= EVENT_INNER;
+	__builtin_memcpy(e->reporter, e->tuple.saddr, sizeof(e->reporter));
 	fill_addresses(&e->tuple, &inner);
 	fill_transport(e, &inner);
 }
@@ -289,10 +292,14 @@ static __always_inline void fill_packet(struct event *e, const struct headers *h
 static __always_inline void fill_device(struct event *e, struct net_device *dev)
 {
 	struct net *net = READ_AS(net_device, dev, nd_net.net);
+	const char *kind;
 
 	e->netns = READ_AS(net, net, ns.inum);
 	e->ifindex = READ_AS(net_device, dev, ifindex);
 	copy16(e->device, &dev->name);
+	kind = BPF_CORE_READ(dev, rtnl_link_ops, kind);
+	if (kind)
+		bpf_probe_read_kernel_str(e->kind, sizeof(e->kind), kind);
 }
 
 /* fill_place finds namespace and devices: skb->dev, else the socket, else the route. */
@@ -435,6 +442,26 @@ static __always_inline void fill_process(struct event *e)
 	bpf_get_current_comm(e->comm, sizeof(e->comm));
 }
 
+/* fill_sender names the process of the socket that sent a datagram: the one that
+ * looked for its route (route.bpf.c). */
+static __always_inline void fill_sender(struct event *e, const struct event_conntrack *ec)
+{
+	struct udp_socket key = { .netns = e->netns, .port = e->tuple.sport, .family = e->tuple.family };
+	struct udp_sender *sender;
+
+	if (ec) {
+		if (e->ct_info >= IP_CT_IS_REPLY)
+			return;
+		key.port = ec->conntrack.original.sport;
+	}
+	sender = bpf_map_lookup_elem(&udp_senders, &key);
+	if (!sender)
+		return;
+	e->pid = sender->pid;
+	e->pgid = sender->pgid;
+	__builtin_memcpy(e->comm, sender->comm, sizeof(e->comm));
+}
+
 /* What the hook knows beside the packet. */
 struct observation {
 	__u64 symbol;
@@ -442,6 +469,7 @@ struct observation {
 	__u16 hook;
 	__u8 icmp_type;
 	__u8 icmp_code;
+	__u8 function;
 };
 
 /* emit_skb sends one event about skb, with conntrack's tuples where it has them. */
@@ -449,11 +477,11 @@ static __always_inline int emit_skb(const struct observation *seen, const struct
 {
 	unsigned long nfct = BPF_CORE_READ(skb, _nfct);
 	struct nf_conn *ct = (struct nf_conn *)(nfct & ~7UL);
+	struct event_conntrack *ec = NULL;
 	struct event *e;
 
 	if (ct) {
-		struct event_conntrack *ec = bpf_ringbuf_reserve(&events, sizeof(*ec), 0);
-
+		ec = bpf_ringbuf_reserve(&events, sizeof(*ec), 0);
 		if (!ec) {
 			count_loss(LOSS_RING_FULL);
 			return 0;
@@ -475,6 +503,7 @@ static __always_inline int emit_skb(const struct observation *seen, const struct
 	e->hook = seen->hook;
 	e->reason = seen->reason;
 	e->symbol = seen->symbol;
+	e->function = seen->function;
 	e->ct_info = nfct & 7;
 	fill_place(e, skb);
 	fill_skb(e, skb, h);
@@ -482,6 +511,8 @@ static __always_inline int emit_skb(const struct observation *seen, const struct
 	 * or is a retransmission: user space compares with the socket's state change. */
 	if (seen->hook == HOOK_TRANSMIT && e->tcp_flags == TCP_SYN && BPF_CORE_READ(skb, sk))
 		fill_process(e);
+	if ((seen->hook == HOOK_TRANSMIT || seen->hook == HOOK_DROP) && e->tuple.protocol == IPPROTO_UDP && !e->in_ifindex && BPF_CORE_READ(skb, sk))
+		fill_sender(e, ec);
 	if (seen->hook == HOOK_DROP)
 		name_symbol(e->input);
 	if (seen->hook == HOOK_ICMP_SENT) {

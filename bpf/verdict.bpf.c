@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
-/* What kernel functions decided over a packet: netfilter's verdicts, and routing's.
+/* What kernel functions decided over a packet: netfilter's verdicts, routing's, and Open vSwitch's.
  * These are functions and no tracepoints, so a hardened kernel may refuse them:
  * everything here makes an answer more exact, and none is needed for one.
  * Each function has a program for fexit; kprobe_enter and kprobe_leave do the
@@ -138,7 +138,8 @@ static __always_inline int conntrack(__u64 skb, const void *state, __u32 verdict
 	return verdict == NF_DROP ? emit_verdict(&j) : 0;
 }
 
-static __always_inline int route_input(__u64 skb, __s32 error)
+/* refuse keeps an error for the drop that follows it. */
+static __always_inline int refuse(__u64 skb, __s32 error)
 {
 	__u32 zero = 0;
 	struct refused_packet *refused;
@@ -150,6 +151,33 @@ static __always_inline int route_input(__u64 skb, __s32 error)
 		refused->skb = skb;
 		refused->error = error;
 	}
+	return 0;
+}
+
+#define OVS_PACKET_CMD_MISS 1 /* include/uapi/linux/openvswitch.h: no flow; others are copies of packets that go on */
+#define EINTR 4
+#define EAGAIN 11
+#define ERESTARTSYS 512
+
+/* is_quiet: errors after which the packet that found no flow is freed as if it had been
+ * used up (ovs_dp_process_packet): the queue to the daemon is full. Older kernels drop for
+ * these too, and tell it twice. */
+static __always_inline bool is_quiet(__s32 error)
+{
+	return error == -EAGAIN || error == -EINTR || error == -ERESTARTSYS;
+}
+
+static __always_inline int upcall(const struct sk_buff *skb, const struct dp_upcall_info *info, __s32 error)
+{
+	struct observation seen = { .hook = HOOK_DROP, .reason = error, .function = FUNCTION_UPCALL };
+	struct headers h = {};
+
+	if (error >= 0 || BPF_CORE_READ(info, cmd) != OVS_PACKET_CMD_MISS)
+		return 0;
+	if (!is_quiet(error))
+		return refuse((__u64)skb, error);
+	if (find_headers(&h, skb, false) || find_headers(&h, skb, true))
+		return emit_skb(&seen, skb, &h);
 	return 0;
 }
 
@@ -185,7 +213,15 @@ SEC("fexit/ip_route_input_noref")
 int BPF_PROG(exit_route_input, __u64 skb, __u32 daddr, __u32 saddr, __u8 tos, const void *dev, int error)
 {
 	count_call();
-	return route_input(skb, error);
+	return refuse(skb, error);
+}
+
+SEC("fexit/ovs_dp_upcall")
+int BPF_PROG(exit_upcall, const void *dp, const struct sk_buff *skb, const void *key, const struct dp_upcall_info *info, __u32 cutlen,
+	     int result)
+{
+	count_call();
+	return upcall(skb, info, result);
 }
 
 /* The arguments of the calls that are under way, by the stack pointer at their beginning. */
@@ -247,5 +283,7 @@ int kprobe_leave(struct pt_regs *ctx)
 		return ip_table(a.first, a.second, a.third, result);
 	if (probed_function == FUNCTION_CONNTRACK)
 		return conntrack(a.first, (const void *)a.second, result);
-	return route_input(a.first, result);
+	if (probed_function == FUNCTION_UPCALL)
+		return refuse(a.second, result);
+	return refuse(a.first, result);
 }

@@ -60,10 +60,15 @@ struct net {
 typedef struct {
 	struct net *net;
 } possible_net_t;
+struct rtnl_link_ops {
+	const char *kind;
+};
+
 struct net_device {
 	char name[16];
 	int ifindex;
 	possible_net_t nd_net;
+	const struct rtnl_link_ops *rtnl_link_ops;
 };
 
 struct in6_addr {
@@ -225,16 +230,21 @@ struct pid {
 struct signal_struct {
 	struct pid *pids[4];
 };
+struct mm_struct;
 struct nsproxy {
 	struct net *net_ns;
 };
-struct mm_struct;
 struct task_struct {
-	struct signal_struct *signal;
-	struct nsproxy *nsproxy;
 	struct mm_struct *mm;
+	struct nsproxy *nsproxy;
+	struct signal_struct *signal;
 	struct task_struct *group_leader;
 	char comm[16];
+};
+
+/* Of the module openvswitch (net/openvswitch/datapath.h). */
+struct dp_upcall_info {
+	__u8 cmd;
 };
 
 #pragma clang attribute pop

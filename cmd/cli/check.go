@@ -48,8 +48,12 @@ this node, the request is taken to come in by the device that leads back to it:
 --in names another.
 
 No agent and no eBPF is needed. Nothing is sent and nothing is changed, but with
---probe: then one empty UDP datagram really goes from the VIP to the client
-first (so that the next hop has to answer ARP or ND), and its fate is told.
+--probe: then packets really go from the VIP to the client first, and it is told
+which, and what became of them: one empty UDP datagram (so that the next hop has
+to answer ARP or ND), one echo request, and one as big as the device by which it
+leaves takes, that must not be fragmented. It takes 6 s at most. BPF programs on
+the way that keep state are then run too, on a copy of the packet; those that
+only look at it always are, as that changes nothing.
 
 It takes root (CAP_SYS_ADMIN) to look into other network namespaces, and
 CAP_NET_ADMIN to read filter rules.
@@ -92,7 +96,7 @@ func newCheckReply(w *world) *cobra.Command {
 		}),
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.netns, "netns", "", "network namespace that answers: a name under /run/netns, or a path")
+	f.StringVar(&o.netns, "netns", "", "network namespace that answers: a name under /run/netns, a path, or a number as lsns shows it")
 	f.IntVar(&o.pid, "pid", 0, "answer from the network namespace of this process")
 	f.StringVar(&o.pod, "pod", "", "answer from a pod (not yet)")
 	f.StringVar(&o.client, "client", "", "address of the client, ADDR or ADDR:PORT, instead of the argument")
@@ -101,7 +105,7 @@ func newCheckReply(w *world) *cobra.Command {
 	f.StringVar(&o.protocol, "protocol", "tcp", "tcp or udp")
 	f.StringVar(&o.device, "in", "", "device by which the request comes in (default: as it is routed here)")
 	f.StringVar(&o.mark, "mark", "", "firewall mark of request and reply, 0x for hexadecimal")
-	f.BoolVar(&o.probe, "probe", false, "send one real UDP datagram from the VIP to the client first")
+	f.BoolVar(&o.probe, "probe", false, "really send packets from the VIP to the client first, and tell what became of them")
 	f.BoolVarP(&o.all, "all", "a", false, "also show the way where no fault is found")
 	o.output.flag(cmd)
 	must(cmd.RegisterFlagCompletionFunc("netns", completeNetns))
@@ -196,14 +200,21 @@ func (w *world) checkReply(ctx context.Context, q check.Question, o checkOptions
 	if q.From, err = o.place(checker); err != nil {
 		return err
 	}
+	lost := ""
 	if o.probe {
-		told, err := checker.Probe(ctx, q)
+		told, failed, err := checker.Probe(ctx, q)
 		if err != nil {
 			return checkError(err)
 		}
-		w.note("%s", told)
+		for _, line := range told {
+			w.note("%s", line)
+		}
+		lost, q.Run = failed, true
 	}
 	found, err := checker.Reply(ctx, q)
+	if err == nil && lost != "" {
+		found.Unread = append(found.Unread, lost)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return noAgentf("interrupted")
@@ -223,6 +234,8 @@ func (w *world) checkReply(ctx context.Context, q check.Question, o checkOptions
 func (o *checkOptions) place(checker *check.Checker) (trace.Place, error) {
 	path, what := "/proc/self/ns/net", "own network namespace"
 	switch {
+	case isInode(o.netns):
+		return o.byInode(checker)
 	case o.netns != "" && !strings.Contains(o.netns, "/"):
 		path, what = netstate.NamePath(o.netns), fmt.Sprintf("network namespace %q", o.netns)
 	case o.netns != "":
@@ -240,6 +253,29 @@ func (o *checkOptions) place(checker *check.Checker) (trace.Place, error) {
 		return place, usagef("there is no %s", what)
 	}
 	return place, usagef("open %s: %w", what, innermost(err))
+}
+
+// isInode reports whether a namespace is named by its number, as findings and
+// lsns(8) show it: nothing under /run/netns has that name.
+func isInode(netns string) bool {
+	_, err := strconv.ParseUint(netns, 10, 32)
+	return err == nil && !exists(netstate.NamePath(netns))
+}
+
+// byInode finds the namespace by its number.
+func (o *checkOptions) byInode(checker *check.Checker) (trace.Place, error) {
+	n, err := strconv.ParseUint(o.netns, 10, 32)
+	if err != nil {
+		return trace.Place{}, usagef("--netns: %w", innermost(err))
+	}
+	place, err := checker.Numbered(trace.Netns(n))
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return place, needsAdmin("network namespace " + o.netns)
+	case err != nil:
+		return place, usagef("there is no network namespace with the number %s that has a name or a process", o.netns)
+	}
+	return place, nil
 }
 
 func exists(path string) bool {

@@ -240,16 +240,6 @@ func (p *queryPrinter) read(stream grpc.ServerStreamingClient[tracev1.DnsRespons
 	}
 }
 
-func addLoss(losses []*tracev1.Loss, l *tracev1.Loss) []*tracev1.Loss {
-	for _, known := range losses {
-		if known.GetCause() == l.GetCause() {
-			known.Count += l.GetCount()
-			return losses
-		}
-	}
-	return append(losses, l)
-}
-
 func (p *queryPrinter) query(q *tracev1.DnsQuery) error {
 	p.tally.add(q)
 	if !p.options.shows(q) {

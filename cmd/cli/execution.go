@@ -87,7 +87,7 @@ func (c *connection) explainRun(ctx context.Context, w *world, run *execution, o
 		return nil, err
 	case a.seen():
 	case o.filter == "":
-		w.note("no TCP connection of %s was seen: another process may have made it, or no packet left", o.command[0])
+		w.note("no connection of %s was seen: another process may have made it, or no packet left", o.command[0])
 	default:
 		w.note("no connection of %s itself matched the filter; this is all that matched it while %s ran", o.command[0], o.command[0])
 		q.ProcessGroup = 0

@@ -32,7 +32,7 @@ happened to the command's connections. The command keeps stdin; its output goes
 to stderr, so that stdout holds the explanation alone. Its exit status is told
 and does not change replypath's. The first Ctrl-C ends the command, not the
 explanation. Where the command made no connection itself (a daemon may have made
-it), a FILTER names those to explain instead.
+it), a FILTER names those to explain instead. Of several agents (--server A,B) one has to be this machine's own.
 
 Exit: 0 no fault found, 1 findings, 2 usage, 3 no agent or tracing impossible.` + filterHelp
 

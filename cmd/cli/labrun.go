@@ -62,6 +62,9 @@ func newLabRun(w *world, s *server) *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if err := w.rootOnly(); err != nil {
+					return err
+				}
 				return w.runLabs(ctx, s, w.buildable(labs), jobs, output)
 			}
 			return w.runLab(ctx, s, args[0], output)
@@ -274,9 +277,6 @@ func (v labVerdict) print(w *world, output format, name int) error {
 
 // runLabs runs labs, several at a time, and tells of each whether it gave what it should.
 func (w *world) runLabs(ctx context.Context, s *server, labs []lab.Lab, jobs int, output format) error {
-	if err := w.rootOnly(); err != nil {
-		return err
-	}
 	conn, err := s.connect(ctx)
 	if err != nil {
 		return err

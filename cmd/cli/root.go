@@ -12,7 +12,8 @@ const rootHelp = `replypath tells where a reply was lost and why: which hop, whi
 fix, how to verify, on what evidence.
 
 It asks the replypath-agent of this machine. Where none runs, root can trace
-without one: replypath then does it in its own process.
+without one: replypath then does it in its own process. Agents of several nodes
+are asked together (--server A,B), and what they saw of one connection is joined.
 
 Exit codes: 0 no fault found, 1 findings, 2 usage, 3 no agent or tracing
 impossible. Answers go to stdout, everything else to stderr.`

@@ -288,7 +288,7 @@ func TestCommandWithoutConnections(t *testing.T) {
 		stdout, stderr string
 	}{
 		{"no filter", "", exitOK, `Nothing to explain: no matching connection was seen \(TCP and UDP are traced\)\.\n`,
-			`replypath: no TCP connection of true was seen: another process may have made it, or no packet left\n`},
+			`replypath: no connection of true was seen: another process may have made it, or no packet left\n`},
 		{"filter", "port 80", exitFault, `x REPLY LOST.*`,
 			`replypath: no connection of true itself matched the filter; this is all that matched it while true ran\n`},
 	}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -37,16 +38,24 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// agentCommand is "agent FILE": an agent that gives the answers in FILE listens
-// on agent.sock, and REPLYPATH_SERVER names it.
+// agentCommand is "agent FILE...": for each an agent that gives the answers in it
+// listens, the first on agent.sock, the next on agent2.sock, and REPLYPATH_SERVER names them.
 func agentCommand(ts *testscript.TestScript, _ bool, args []string) {
-	f, err := parseAnswers(ts.ReadFile(args[0]))
-	ts.Check(err)
-	path := filepath.Join(ts.Getenv("WORK"), "agent.sock")
-	l, err := net.Listen("unix", path)
-	ts.Check(err)
-	ts.Defer(f.serve(l))
-	ts.Setenv("REPLYPATH_SERVER", "unix://"+path)
+	var servers []string
+	for i, file := range args {
+		f, err := parseAnswers(ts.ReadFile(file))
+		ts.Check(err)
+		name := "agent.sock"
+		if i > 0 {
+			name = fmt.Sprintf("agent%d.sock", i+1)
+		}
+		path := filepath.Join(ts.Getenv("WORK"), name)
+		l, err := net.Listen("unix", path)
+		ts.Check(err)
+		ts.Defer(f.serve(l))
+		servers = append(servers, "unix://"+path)
+	}
+	ts.Setenv("REPLYPATH_SERVER", strings.Join(servers, ","))
 }
 
 // exitsCommand is "exits CODE PROGRAM ARG...": the program must end with that code.

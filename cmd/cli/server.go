@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -25,7 +26,7 @@ import (
 
 const (
 	defaultServer = "unix:///run/replypath/agent.sock"
-	// dialTimeout bounds the look whether an agent listens on a socket.
+	// dialTimeout bounds the look whether an agent listens.
 	dialTimeout = 3 * time.Second
 	// answerTimeout bounds one question to an agent.
 	answerTimeout = 30 * time.Second
@@ -33,10 +34,11 @@ const (
 	maxMessage = 16 << 20
 )
 
-// server is the agent that the user wants to ask.
+// server is the agent that the user wants to ask, or several.
 type server struct {
 	world            *world
-	target           string
+	targets          []string // as the user said them; none: the default
+	target           string   // the one to connect to
 	cert, key, trust string   // PEM files
 	named            bool     // the user said which, so nothing takes its place
 	btf, tier        string   // of an agent in this process
@@ -47,7 +49,7 @@ type server struct {
 func (s *server) flags(root *cobra.Command) {
 	getenv := s.world.getenv
 	f := root.PersistentFlags()
-	f.StringVar(&s.target, "server", "", "agent to ask: unix:///PATH or HOST:PORT (env REPLYPATH_SERVER; default "+defaultServer+")")
+	f.StringSliceVar(&s.targets, "server", nil, "`agent` to ask: unix:///PATH or HOST:PORT; several, repeated or with commas between them, are asked together (env REPLYPATH_SERVER; default "+defaultServer+")")
 	f.StringVar(&s.cert, "tls-cert", getenv("REPLYPATH_TLS_CERT"), "client certificate for HOST:PORT, PEM file (env REPLYPATH_TLS_CERT)")
 	f.StringVar(&s.key, "tls-key", getenv("REPLYPATH_TLS_KEY"), "key of the client certificate, PEM file (env REPLYPATH_TLS_KEY)")
 	f.StringVar(&s.trust, "tls-ca", getenv("REPLYPATH_TLS_CA"), "authority of the agent's certificate, PEM file (env REPLYPATH_TLS_CA)")
@@ -63,6 +65,7 @@ func (s *server) flags(root *cobra.Command) {
 type connection struct {
 	tracev1.TracerClient
 	server   string // as it is told to the user
+	local    bool   // it is on this machine
 	embedded bool
 	conn     *grpc.ClientConn
 	stop     func()
@@ -72,7 +75,9 @@ type connection struct {
 
 // close ends the connection and, if it is in this process, the agent.
 func (c *connection) close() {
-	c.conn.Close()
+	if c.conn != nil {
+		c.conn.Close()
+	}
 	if c.stop != nil {
 		c.stop()
 	}
@@ -96,12 +101,20 @@ func (c *connection) ended() error {
 	return noAgentf("tracing ended")
 }
 
-// connect finds the agent, or becomes one.
+// connect finds the agents, or becomes one.
 func (s *server) connect(ctx context.Context) (*connection, error) {
 	s.resolve()
 	if s.traceRules {
 		return s.embedTracingRules(ctx)
 	}
+	if len(s.targets) > 1 {
+		return s.connectAll(ctx)
+	}
+	return s.connectOne(ctx)
+}
+
+// connectOne finds the agent at the target, or becomes it.
+func (s *server) connectOne(ctx context.Context) (*connection, error) {
 	at, err := s.endpoint()
 	if err != nil {
 		return nil, err
@@ -129,15 +142,14 @@ func (s *server) connect(ctx context.Context) (*connection, error) {
 
 // resolve settles which server is meant: flag, then environment, then the default.
 func (s *server) resolve() {
-	if s.target != "" {
-		s.named = true
-		return
+	if env := s.world.getenv("REPLYPATH_SERVER"); env != "" && len(s.targets) == 0 {
+		s.targets = strings.Split(env, ",")
 	}
-	if env := s.world.getenv("REPLYPATH_SERVER"); env != "" {
-		s.target, s.named = env, true
-		return
-	}
+	s.named = len(s.targets) > 0
 	s.target = defaultServer
+	if s.named {
+		s.target = s.targets[0]
+	}
 }
 
 // endpoint reads where the agent is to be found. Besides what an agent takes as
@@ -186,7 +198,7 @@ func (s *server) connectSocket(path string) (*connection, error) {
 	if err != nil {
 		return nil, noAgentf("connect to %s: %w", s.target, err)
 	}
-	return &connection{TracerClient: tracev1.NewTracerClient(conn), server: s.target, conn: conn}, nil
+	return &connection{TracerClient: tracev1.NewTracerClient(conn), server: s.target, local: true, conn: conn}, nil
 }
 
 func (s *server) connectTLS(address string) (*connection, error) {
@@ -221,6 +233,7 @@ func (s *server) credentials() (credentials.TransportCredentials, error) {
 }
 
 func newConn(target string, creds credentials.TransportCredentials, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
-	opts = append(opts, grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+	opts = append(opts, grpc.WithTransportCredentials(creds), grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: dialTimeout}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 	return grpc.NewClient(target, opts...)
 }

@@ -248,15 +248,24 @@ type answerKey struct {
 	mark    uint32
 	filters string
 	ct      uint8
-	extra   [4]uint32 // what only some questions ask for
+	extra   [5]uint32 // what only some questions ask for
 	policy  bool
 	symptom trace.Symptom // what is asked of other hosts depends on it
+	header  [4]uint8      // what there is instead of ports
+	suspect bool          // and on this
 }
 
 func keyOf(q *trace.Question) answerKey {
 	k := answerKey{
 		place: q.Place, packet: q.Packet, flags: q.Flags, in: q.In, out: q.Out, arrived: q.Arrived, mark: q.Mark,
 		filters: fmt.Sprint(q.Filters), ct: q.Conntrack.Info, extra: extraKey(q), policy: q.Policy,
+		header: [4]uint8{q.ICMPType, q.ICMPCode},
+	}
+	if q.Fragment {
+		k.header[2] = 1
+	}
+	if q.MoreFragments {
+		k.header[3] = 1
 	}
 	clientSide := &k.packet.Src
 	if q.Flags.IsSYNACK() {
@@ -267,8 +276,8 @@ func keyOf(q *trace.Question) answerKey {
 }
 
 // extraKey tells questions apart by what else they ask for.
-func extraKey(q *trace.Question) [4]uint32 {
-	key := [4]uint32{q.Attached}
+func extraKey(q *trace.Question) [5]uint32 {
+	key := [5]uint32{q.Attached, 4: q.Switched}
 	for i, asked := range []bool{q.Limits, q.Receivers, q.Tunnels} {
 		if asked {
 			key[i+1] = 1
@@ -280,7 +289,7 @@ func extraKey(q *trace.Question) [4]uint32 {
 // ask reads the host's state, or takes the answer to the same question a moment ago.
 func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case) (trace.HostState, error) {
 	key := keyOf(&q)
-	key.symptom = c.Symptom
+	key.symptom, key.suspect = c.Symptom, c.Suspect
 	i.mu.Lock()
 	a, ok := i.answers[key]
 	i.mu.Unlock()
@@ -325,6 +334,15 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		}
 		if diagnose.DependsOnContest(c, &s) {
 			s.Contest = i.contest(ctx, c, &s)
+		}
+		if diagnose.DependsOnNAT(c) {
+			s.NAT = i.natRules(ctx, q)
+		}
+		if diagnose.DependsOnSender(c, &s) {
+			s.Sent = i.sent(ctx, c)
+		}
+		if diagnose.DependsOnNarrow(c) {
+			s.Narrow = i.narrow(c)
 		}
 		i.keepAnswer(key, s, time.Since(started))
 		return s, nil

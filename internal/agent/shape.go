@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 
+	"github.com/replypath/replypath/internal/netfilter"
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/pkg/trace"
 	"github.com/replypath/replypath/pkg/trace/diagnose"
@@ -111,7 +112,34 @@ func (i *investigator) contest(ctx context.Context, c *trace.Case, s *trace.Host
 // sender asks the host that sent the request to the case's host whose MAC it has
 // for the destination. Not asked: it is not known, or not on this node.
 func (i *investigator) sender(ctx context.Context, c *trace.Case) (place trace.Place, mac string, asked bool) {
-	var from *trace.Hop
+	from := before(c)
+	if from == nil || c.Symptom == trace.SymptomUnmatched {
+		return trace.Place{}, "", false
+	}
+	s, err := i.read(ctx, trace.Question{Place: from.Place, Packet: from.Tuple, Out: from.Out.Index, NextHop: from.Tuple.Dst.Addr()})
+	if err != nil {
+		return trace.Place{}, "", false
+	}
+	return from.Place, s.NextHop.MAC, true
+}
+
+// natRules reads which rules of a namespace translate addresses.
+func (i *investigator) natRules(ctx context.Context, q trace.Question) (found trace.NATRules) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	err := i.reader.Inside(ctx, q.Place, func() (err error) {
+		found, err = netfilter.NATChains(q)
+		return err
+	})
+	if err != nil {
+		i.log.Debug("cannot read rules that translate", "netns", q.Place.Netns, "err", err)
+		return trace.NATRules{}
+	}
+	return found
+}
+
+// before returns the hop from which the request came to the case's host, past bridges; nil: not known.
+func before(c *trace.Case) (from *trace.Hop) {
 	for n := range c.Path.Request {
 		h := &c.Path.Request[n]
 		if h.Place.Netns == c.Place.Netns {
@@ -121,14 +149,20 @@ func (i *investigator) sender(ctx context.Context, c *trace.Case) (place trace.P
 			from = h
 		}
 	}
-	if from == nil || c.Symptom == trace.SymptomUnmatched {
-		return trace.Place{}, "", false
+	return from
+}
+
+// sent asks the host that sent the request to the case's host for the route by which it did.
+func (i *investigator) sent(ctx context.Context, c *trace.Case) trace.Lookup {
+	from := before(c)
+	if from == nil {
+		return trace.Lookup{}
 	}
-	s, err := i.read(ctx, trace.Question{Place: from.Place, Packet: from.Tuple, Out: from.Out.Index, NextHop: from.Tuple.Dst.Addr()})
+	s, err := i.read(ctx, trace.Question{Place: from.Place, Packet: from.Tuple, In: from.In.Index, Mark: from.Mark})
 	if err != nil {
-		return trace.Place{}, "", false
+		return trace.Lookup{}
 	}
-	return from.Place, s.NextHop.MAC, true
+	return s.Onward
 }
 
 // holding returns the device that has an address.

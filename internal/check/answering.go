@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 
@@ -29,7 +30,7 @@ func (r *run) answering(p packet, at position) {
 	}
 	if s.state.DstLocal {
 		s.heard()
-		if s.silent() {
+		if s.silent() || r.replyNever() {
 			return
 		}
 	}
@@ -37,13 +38,18 @@ func (r *run) answering(p packet, at position) {
 	if p.tuple.Protocol == trace.TCP {
 		reply.flags = trace.SYN | trace.ACK
 	}
-	end := r.walk(reply, position{netns: at.netns})
+	r.reply = reply
+	r.replyFrom = position{netns: at.netns}
+	end := r.walk(reply, r.replyFrom)
 	switch end.kind {
 	case arrived:
-		if got := end.packet.tuple; r.known && got != r.answer.Path.Connection.Reverse() {
-			r.unread("the reply would reach %s as %s, and the client waits for one from %s", r.name(r.places.Place(end.at.netns)), got, r.q.Server)
+		if r.known && end.packet.tuple != r.awaited() {
+			r.misaddressed(&end)
+			return
 		}
-		r.tooBig()
+		if r.known {
+			r.after()
+		}
 	case left:
 		r.note("beyond %s the way of the reply is not known", r.name(r.places.Place(end.at.netns)))
 	}
@@ -70,6 +76,14 @@ func (s *step) received() bool {
 	return s.replyTold() // the way back is what is wrong
 }
 
+// replyNever reports whether no reply is built, as the finding that there is says.
+func (r *run) replyNever() bool {
+	return slices.ContainsFunc(r.answer.Findings, func(f trace.Finding) bool { return f.ID == "accept-queue-full" })
+}
+
+// awaited is the reply that the client waits for: to what it sent, as that left it.
+func (r *run) awaited() trace.Tuple { return r.answer.Path.Connection.Reverse() }
+
 // heard checks that a socket takes the request.
 func (s *step) heard() {
 	if s.packet.tuple.Dst.Port() == 0 {
@@ -77,6 +91,13 @@ func (s *step) heard() {
 	}
 	if !diagnose.HasListener(&s.state) {
 		s.fail(trace.SymptomRefused, "NO_SOCKET", &s.state)
+		return
+	}
+	full := func(l trace.Listener) bool { return !l.Matches || l.Queue > l.Backlog }
+	if s.packet.tuple.Protocol == trace.TCP && !slices.ContainsFunc(s.state.Listeners, func(l trace.Listener) bool { return !full(l) }) {
+		defer func(was trace.Confidence) { s.most = was }(s.most)
+		s.most = trace.Likely // there may be room by then
+		s.fail(trace.SymptomSilence, "", &s.state)
 	}
 }
 

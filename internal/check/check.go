@@ -30,6 +30,7 @@ type Question struct {
 	Server   netip.AddrPort // the VIP; invalid address: the one that the host would choose; port 0: any
 	In       string         // device by which the request comes in; "": it is found out
 	Mark     uint32         // of request and reply
+	Run      bool           // BPF programs that keep state may be run on a copy of the packet
 }
 
 // Answer is what the hosts of this node would do.
@@ -69,6 +70,15 @@ func (c *Checker) Close() error { return c.reader.Close() }
 // Locate finds the namespace that a file leads to.
 func (c *Checker) Locate(path string) (trace.Place, error) { return c.places.Locate(path) }
 
+// Numbered finds the namespace that has a number, if it has a name or a process.
+func (c *Checker) Numbered(ns trace.Netns) (trace.Place, error) {
+	handle, err := c.places.Open(ns)
+	if err != nil {
+		return trace.Place{}, err
+	}
+	return c.places.Place(ns), handle.Close()
+}
+
 // Names lists the names of namespaces.
 func (c *Checker) Names() []string { return c.places.Names() }
 
@@ -93,10 +103,24 @@ type run struct {
 	tracks map[trace.Netns][]trace.Conntrack
 	// known: the request was followed from its client to the host that answers.
 	known bool
-	told  map[string]bool
+	// connMarks are the marks that rules gave the connection, by namespace.
+	connMarks map[trace.Netns]trace.ConnMark
+	told      map[string]bool
 	// sizes are the MTUs on the way, by direction.
 	sizes  map[trace.Direction][]size
-	trying bool // nothing is told
+	trying bool        // nothing is told
+	tried  *trace.Case // what would have been told
+	// elsewhere are the hops of packets whose way is not that of the exchange.
+	elsewhere  []trace.Hop
+	outerSizes []size // on the way of the tunnel that is being followed
+	runAll     bool   // programs may be run that keep state
+	// most caps what is said: what may not come to pass is not certain. 0: nothing is capped.
+	most trace.Confidence
+	// reply is the reply as it is made, replyFrom where; clientAt the client's namespace.
+	reply     packet
+	replyFrom position
+	clientAt  trace.Netns
+	clamped   map[trace.Direction]bool // somebody makes TCP agree on smaller segments
 	// switched: the request came to a device whose frames a program may switch, and change on their way.
 	switched bool
 }
@@ -104,7 +128,7 @@ type run struct {
 // Reply answers a question. The error says that it could not be asked at all.
 func (c *Checker) Reply(ctx context.Context, q Question) (*Answer, error) {
 	r := &run{Checker: c, ctx: ctx, q: q, now: time.Now(), answer: &Answer{},
-		tracks: make(map[trace.Netns][]trace.Conntrack), told: make(map[string]bool), sizes: make(map[trace.Direction][]size)}
+		tracks: make(map[trace.Netns][]trace.Conntrack), told: make(map[string]bool), sizes: make(map[trace.Direction][]size), clamped: make(map[trace.Direction]bool), runAll: q.Run, connMarks: make(map[trace.Netns]trace.ConnMark)}
 	if err := c.Inside(ctx, q.From, func() error { return nil }); err != nil {
 		return nil, err
 	}
@@ -174,6 +198,7 @@ func (r *run) both(tuple trace.Tuple) {
 	}
 	at := position{netns: r.q.From.Netns, in: r.in}
 	if start, ok := r.clientPlace(); ok {
+		r.clientAt = start
 		end := r.walk(p, position{netns: start})
 		p.tuple = end.packet.tuple
 		switch {
@@ -246,7 +271,13 @@ func (r *run) wayIn(p packet) uint32 {
 // explain has a case diagnosed, as the agent would, and keeps the finding. The
 // state is what the case's namespace said when it was asked here.
 func (r *run) explain(c *trace.Case, s *trace.HostState) {
+	r.explainOr(c, s, fmt.Sprintf("%s would not let the %s pass, and no rule says why", r.name(c.Place), strings.ToLower(c.Direction.String())))
+}
+
+// explainOr is explain; where no rule says why, other is told.
+func (r *run) explainOr(c *trace.Case, s *trace.HostState, other string) {
 	if r.trying {
+		r.tried = c
 		return
 	}
 	c.Asked, c.Path = true, r.answer.Path
@@ -257,10 +288,18 @@ func (r *run) explain(c *trace.Case, s *trace.HostState) {
 		f.Where.Node = r.node
 	}
 	if !ok {
-		r.unread("%s would not let the %s pass, and no rule says why", r.name(c.Place), strings.ToLower(c.Direction.String()))
+		r.answer.Unread = append(r.answer.Unread, other)
 		return
 	}
 	r.withoutPort(&f)
+	if r.most != 0 {
+		f.Confidence = min(f.Confidence, r.most)
+	}
+	r.keep(f)
+}
+
+// keep adds a finding, or a note of one that comes after another.
+func (r *run) keep(f trace.Finding) {
 	mend := f.Fault
 	if mend == "" {
 		mend = strings.Join(f.Fix, "\n")

@@ -33,12 +33,31 @@ func (s *step) judged(state *trace.HostState) bool {
 	switch v := state.Filters; {
 	case len(v) == 0:
 		return false
+	case len(v) == 1 && v[0].Queue:
+		return s.queued(&v[0])
 	case len(v) == 1 && v[0].Certain:
 		return true
 	default:
 		s.run.unread("%s: whether %s (chain %s %s %s) drops the %s cannot be told from outside", s.run.name(s.place),
 			ruleText(&v[0]), v[0].Family, v[0].Table, v[0].Chain, kindOf(s.packet))
 	}
+	return false
+}
+
+// queued reports whether a packet that a rule hands to a program is lost, as there is no program.
+func (s *step) queued(v *trace.FilterVerdict) bool {
+	var served, known bool
+	if err := s.Inside(s.ctx, s.place, func() error { served, known = netfilter.Served(v); return nil }); err != nil {
+		known = false
+	}
+	switch {
+	case known && !served && v.Bypass:
+		return false
+	case known && !served && v.Certain:
+		return true
+	}
+	s.run.unread("%s: %s (chain %s %s %s) hands the %s to a program, which may drop it: what it does is not judged", s.run.name(s.place),
+		ruleText(v), v.Family, v.Table, v.Chain, kindOf(s.packet))
 	return false
 }
 
@@ -64,6 +83,9 @@ func (s *step) filtered(state trace.HostState, hook trace.NetfilterHook) endKind
 	}
 	c := s.lost(trace.SymptomDrop, "NETFILTER_DROP")
 	ev := &c.Event
+	if state.Filters[0].Queue {
+		ev.Reason, ev.Symbol = "", "nf_queue"
+	}
 	switch hook {
 	case trace.Ingress, trace.Prerouting:
 		ev.HasRoute, ev.OutIndex = false, 0
@@ -98,14 +120,47 @@ func (s *step) changeIn() bool {
 	if s.packet.mark = change.Mark; !change.MarkKnown {
 		s.run.unread("%s: the mark that rules give the %s cannot be told from outside, and routing may depend on it", s.run.name(s.place), kindOf(s.packet))
 	}
-	if s.packet.direction == trace.Reply && !s.packet.outer {
-		if s.track.Known() {
-			s.packet.tuple.Dst = s.track.Original.Src
-		}
-		return change.MarkKnown
+	switch {
+	case change.Untracked && !s.packet.about.IsValid():
+		s.track = trace.Conntrack{Info: conntrackUntracked}
+	case s.packet.about.IsValid():
+		s.translateAbout()
+	case s.restores() && s.track.Info == conntrackReply:
+		s.packet.tuple.Dst = s.track.Original.Src
+	case s.restores():
+		s.packet.tuple.Dst = s.track.Reply.Src
+	default:
+		s.translateIn(change.Translations)
 	}
-	s.translateIn(change.Translations)
+	s.rewritten(&change)
 	return change.MarkKnown
+}
+
+// rewritten gives the packet the addresses that rules write to it, without NAT.
+func (s *step) rewritten(change *netfilter.Change) {
+	if change.Packet.IsValid() {
+		s.packet.tuple = change.Packet
+	}
+}
+
+// translateAbout gives an ICMP error the destination that NAT here gave to the
+// sender of what it is about, as connection tracking does with what is RELATED.
+func (s *step) translateAbout() {
+	for _, t := range s.tracks[s.at.netns] {
+		about := s.packet.about
+		switch {
+		case t.Reply == t.Original.Reverse():
+			continue
+		case about == t.Reply.Reverse():
+			s.packet.about = t.Original
+		case about == t.Original.Reverse():
+			s.packet.about = t.Reply
+		default:
+			continue
+		}
+		s.packet.tuple.Dst = netip.AddrPortFrom(s.packet.about.Src.Addr(), 0)
+		return
+	}
 }
 
 // marksRoute reports whether a routing rule here looks at marks.
@@ -140,13 +195,21 @@ func (s *step) translateIn(found []netfilter.Translation) {
 // translateOut rewrites the packet as source NAT does, or gives a reply the
 // source that the client knows.
 func (s *step) translateOut() {
-	if s.packet.direction == trace.Reply && !s.packet.outer {
-		if s.track.Known() {
+	change, _ := s.changes(trace.Postrouting)
+	s.noteClamp(&change)
+	if s.restores() {
+		if s.track.Info == conntrackReply {
 			s.packet.tuple.Src = s.track.Original.Dst
+		} else {
+			s.packet.tuple.Src = s.track.Reply.Dst
 		}
+		s.rewritten(&change)
 		return
 	}
-	change, _ := s.changes(trace.Postrouting)
+	s.rewritten(&change)
+	if s.packet.about.IsValid() || s.track.Info == conntrackUntracked || !s.track.Known() {
+		return
+	}
 	t, ok := s.chosen(change.Translations)
 	if !ok || t.Kind != netfilter.SourceNAT && t.Kind != netfilter.Masquerade {
 		return
@@ -157,6 +220,28 @@ func (s *step) translateOut() {
 	}
 	s.packet.tuple.Src = rewritten(s.packet.tuple.Src, addr, t.Port)
 	s.track.Reply = s.packet.tuple.Reverse()
+}
+
+// clampedHere asks the rules for forwarded packets whether they make TCP agree on
+// smaller segments, and mark the connection.
+func (s *step) clampedHere() {
+	if s.at.in == 0 || s.packet.outer {
+		return
+	}
+	change, _ := s.changes(trace.Forward)
+	s.noteClamp(&change)
+}
+
+// noteClamp notes such a rule: what the other side sends fits then.
+func (s *step) noteClamp(change *netfilter.Change) {
+	if !change.Clamped || !s.packet.flags.Has(trace.SYN) || s.packet.outer || s.packet.again {
+		return
+	}
+	if s.packet.direction == trace.Request {
+		s.clamped[trace.Reply] = true
+	} else {
+		s.clamped[trace.Request] = true
+	}
 }
 
 func rewritten(old netip.AddrPort, addr netip.Addr, port uint16) netip.AddrPort {
@@ -180,6 +265,9 @@ func (s *step) changes(hook trace.NetfilterHook) (change netfilter.Change, ok bo
 	if err != nil {
 		s.run.unread("%s: NAT rules and marks: %s", s.run.name(s.place), strings.ReplaceAll(err.Error(), "\n", "; "))
 		return netfilter.Change{}, false
+	}
+	if !s.packet.outer && !s.packet.later && s.track.Known() {
+		s.connMarks[s.at.netns] = change.ConnMark
 	}
 	return change, true
 }

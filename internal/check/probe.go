@@ -19,10 +19,23 @@ const (
 	discardPort   = 9 // RFC 863
 )
 
-// Probe sends one empty UDP datagram from the VIP to the client, out of the
-// namespace that answers, and tells what became of it, in one line. It is the
-// only thing here that sends a packet.
-func (c *Checker) Probe(ctx context.Context, q Question) (told string, err error) {
+// Probe really sends packets out of the namespace that answers, as the VIP, and
+// tells what became of them: an empty UDP datagram to the client, for which the
+// next hop has to answer ARP or ND, then an echo request, and one as big as the
+// way begins. It is the only thing here that sends packets. lost is what it found
+// that can be found in no other way; "" for nothing.
+func (c *Checker) Probe(ctx context.Context, q Question) (told []string, lost string, err error) {
+	first, err := c.datagram(ctx, &q)
+	if err != nil {
+		return nil, "", err
+	}
+	told = append(told, first)
+	pings, lost := c.pings(ctx, &q)
+	return append(told, pings...), lost, nil
+}
+
+// datagram sends one empty UDP datagram.
+func (c *Checker) datagram(ctx context.Context, q *Question) (told string, err error) {
 	to := q.Client
 	if to.Port() == 0 {
 		to = netip.AddrPortFrom(to.Addr(), discardPort)

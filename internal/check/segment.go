@@ -11,7 +11,7 @@ import (
 // crossing is a bridge that a frame passes on its way.
 type crossing struct {
 	netns   trace.Netns
-	in, out uint32 // ports; out 0: the frame is for the bridge's own host
+	in, out uint32 // ports; in 0: the frame is made by the bridge's own host, out 0: it is for it
 }
 
 // endpoint is a device that frames of a segment come to.
@@ -28,6 +28,7 @@ type tunnel struct{ near, far *netstate.Link }
 type segment struct {
 	endpoints []endpoint
 	open      bool // there is more that is not seen from here
+	switched  bool // a switch of its own, such as Open vSwitch's in the kernel, has the frame
 }
 
 // maxFrames bounds the steps of a flood.
@@ -77,9 +78,7 @@ func (f *flood) leave(p netstate.Port, tag int, bridges []crossing, via *tunnel)
 	case "veth":
 		f.arrive(l.Lower, tag, bridges, via)
 	case "bridge", "bond", "team":
-		for _, port := range f.ports(l) {
-			f.leave(port.Port, tag, bridges, via)
-		}
+		f.bridged(l, l, tag, bridges, via)
 	case "vlan":
 		if tag != 0 {
 			f.segment.open = true // tags within tags
@@ -92,6 +91,8 @@ func (f *flood) leave(p netstate.Port, tag int, bridges []crossing, via *tunnel)
 	case "vxlan", "geneve", "gretap":
 		f.tunnelled(l, tag, bridges)
 	case "dummy":
+	case "openvswitch":
+		f.segment.open, f.segment.switched = true, true
 	default:
 		f.segment.open = true
 	}
@@ -117,20 +118,45 @@ func (f *flood) arrive(p netstate.Port, tag int, bridges []crossing, via *tunnel
 	case l.Master != 0 && master == nil:
 		f.segment.open = true
 	case master != nil && master.Kind == "bridge":
-		for _, port := range f.ports(master) {
-			if port.Index != p.Index {
-				f.leave(port.Port, tag, append(slices.Clone(bridges), crossing{p.Netns, p.Index, port.Index}), via)
-			}
-		}
-		f.end(master, tag, append(slices.Clone(bridges), crossing{p.Netns, p.Index, 0}), via)
+		f.bridged(master, l, tag, bridges, via)
 	case master != nil && master.Kind == "vrf":
 		f.end(l, tag, bridges, via)
 	case master != nil && (master.Kind == "bond" || master.Kind == "team"):
 		f.end(master, tag, bridges, via)
 	case l.Master != 0:
-		f.segment.open = true // Open vSwitch and the like
+		f.segment.open, f.segment.switched = true, true // Open vSwitch and the like
 	default:
 		f.end(l, tag, bridges, via)
+	}
+}
+
+// bridged sends a frame on from a port of a bridge or bond, or from its own host
+// (from is the bridge itself then).
+func (f *flood) bridged(bridge, from *netstate.Link, tag int, bridges []crossing, via *tunnel) {
+	if from.Bridging.Blocked {
+		return
+	}
+	filtering := bridge.Bridging.Filtering
+	vlan, ok := from.Bridging.Enters(filtering, tag)
+	if !ok {
+		return
+	}
+	passed := crossing{netns: bridge.Netns}
+	if from != bridge {
+		passed.in = from.Index
+	}
+	for _, port := range f.ports(bridge) {
+		b := &port.Bridging
+		out, member := b.Leaves(filtering, vlan)
+		if !member || b.Blocked || b.Isolated && from.Bridging.Isolated || port.Index == from.Index && !b.Hairpin {
+			continue
+		}
+		passed.out = port.Index
+		f.leave(port.Port, out, append(slices.Clone(bridges), passed), via)
+	}
+	if out, member := bridge.Bridging.Leaves(filtering, vlan); from != bridge && member {
+		passed.out = 0
+		f.end(bridge, out, append(slices.Clone(bridges), passed), via)
 	}
 }
 
@@ -157,34 +183,66 @@ func (f *flood) below(lower, but netstate.Port, tag int, bridges []crossing, via
 
 // tunnelled delivers to the other end of a tunnel that carries frames.
 func (f *flood) tunnelled(l *netstate.Link, tag int, bridges []crossing) {
-	if !l.Remote.IsValid() || l.Remote.IsMulticast() {
-		f.segment.open = true // it learns its remote ends
-	}
 	far := farEnds(f.topology, l)
-	if len(far) == 0 {
-		f.segment.open = true
+	if len(far) == 0 && !f.deadEnd(l) || !l.Remote.IsValid() || l.Remote.IsMulticast() {
+		f.segment.open = true // it leads to what is not seen from here, or learns its remote ends
 	}
 	for _, other := range far {
 		f.arrive(other.Port, tag, bridges, &tunnel{l, other})
 	}
 }
 
+// deadEnd reports a tunnel that leads to a host of this node where nobody takes
+// what comes out of it.
+func (f *flood) deadEnd(l *netstate.Link) bool {
+	known := false
+	for _, ns := range f.topology.Order {
+		if ns == l.Netns || !l.Remote.IsValid() || !owns(f.topology, ns, l.Remote) {
+			continue
+		}
+		known = true
+		for _, other := range f.topology.Of(ns) {
+			if other.External || other.Tapped {
+				return false // a program may take it
+			}
+		}
+	}
+	return known
+}
+
 // farEnds are the tunnel devices of other namespaces that get what is sent into one.
 func farEnds(t *netstate.Topology, l *netstate.Link) []*netstate.Link {
 	var ends []*netstate.Link
 	for _, other := range t.Links {
-		if other.Netns == l.Netns || other.Kind != l.Kind || other.VNI != l.VNI || other.Port4 != l.Port4 || !other.Up {
+		if other.Netns == l.Netns || !takes(l, l.Local, other) {
 			continue
 		}
 		if l.Remote.IsValid() && !l.Remote.IsMulticast() && !owns(t, other.Netns, l.Remote) {
 			continue
 		}
-		if l.Remote.IsValid() && other.Local.IsValid() && !l.Remote.IsMulticast() && other.Local != l.Remote {
-			continue
-		}
 		ends = append(ends, other)
 	}
 	return ends
+}
+
+// takes reports whether a tunnel device takes what another sends to its host
+// from an address; an invalid one is not known.
+func takes(l *netstate.Link, source netip.Addr, other *netstate.Link) bool {
+	if tunnelWord(l.Kind) == "" || tunnelWord(l.Kind) != tunnelWord(other.Kind) || other.Port4 != l.Port4 || !other.Up {
+		return false
+	}
+	if other.External {
+		return true
+	}
+	if other.VNI != l.VNI || l.Kind != other.Kind {
+		return false
+	}
+	if l.Kind == "vxlan" {
+		return true // from anybody, to any address
+	}
+	remote := !other.Remote.IsValid() || !source.IsValid() || other.Remote == source
+	local := !other.Local.IsValid() || !l.Remote.IsValid() || l.Remote.IsMulticast() || other.Local == l.Remote
+	return remote && local
 }
 
 // owns reports whether a device of a namespace has an address.

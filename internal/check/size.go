@@ -3,82 +3,167 @@ package check
 import (
 	"net/netip"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/pkg/trace"
 )
 
 // size is how big a packet may be that leaves a namespace.
 type size struct {
-	netns  trace.Netns
-	device string
+	place  trace.Place
+	device trace.Device
 	mtu    int
+	tuple  trace.Tuple // as it leaves
 }
 
-// measure notes the MTU of the device by which the packet leaves.
+// measure notes the MTU of the device by which the packet leaves; where it is
+// made, the route may say less.
 func (s *step) measure() {
 	l := s.topology.Links[netstate.Port{Netns: s.at.netns, Index: s.out.Index}]
-	if l == nil || l.MTU == 0 || s.packet.outer {
+	if l != nil && s.packet.outer && !s.packet.about.IsValid() {
+		s.outerSizes = append(s.outerSizes, size{place: s.place, device: s.out, mtu: l.MTU, tuple: s.packet.tuple})
+	}
+	if l == nil || l.MTU == 0 || s.packet.outer || s.packet.again || s.packet.later {
 		return
 	}
-	s.sizes[s.packet.direction] = append(s.sizes[s.packet.direction], size{s.at.netns, l.Name, l.MTU})
+	mtu := l.MTU
+	if s.at.in == 0 {
+		mtu = min(mtu, s.routeMTU(mtu))
+	}
+	s.sizes[s.packet.direction] = append(s.sizes[s.packet.direction], size{place: s.place, device: s.out, mtu: mtu, tuple: s.packet.tuple})
+}
+
+// routeMTU is the MTU that the route of a packet made here says, or was taught
+// (RFC 1191); other where it says none.
+func (s *step) routeMTU(other int) int {
+	err := s.Inside(s.ctx, s.place, func() error {
+		found, err := netlink.RouteGetWithOptions(s.packet.tuple.Dst.Addr().AsSlice(), &netlink.RouteGetOptions{
+			SrcAddr: s.packet.tuple.Src.Addr().AsSlice(), Mark: s.packet.mark,
+		})
+		for _, r := range found {
+			if r.MTU > 0 {
+				other = min(other, r.MTU)
+			}
+			if r.AdvMSS > 0 {
+				other = min(other, r.AdvMSS+headers(s.packet.tuple))
+			}
+		}
+		return err
+	})
+	_ = err // then what the device says has to do
+	return other
+}
+
+// headers is the size of TCP's and IP's headers.
+func headers(t trace.Tuple) int {
+	if t.Is6() {
+		return 60
+	}
+	return 40
 }
 
 // tooBig looks for a hop that is narrower than the packets that the two sides
 // would send (RFC 9293, section 3.7.1), and whose ICMP error would not reach the
-// sender, so that it never hears of it. Whether somebody clamps the segment size is not known.
+// sender, so that it never hears of it.
 func (r *run) tooBig() {
 	request, reply := r.sizes[trace.Request], r.sizes[trace.Reply]
-	if len(request) == 0 || len(reply) == 0 || !r.known || r.translates() {
+	if len(request) == 0 || len(reply) == 0 || !r.known {
 		return
 	}
-	largest := min(request[0].mtu, reply[0].mtu)
+	tcp := r.q.Protocol == trace.TCP
 	for _, way := range []struct {
-		hops   []size
-		sender netip.AddrPort
-	}{{request, r.q.Client}, {reply, r.q.Server}} {
-		for _, hop := range way.hops[1:] {
-			if hop.mtu >= largest {
-				continue
+		direction trace.Direction
+		hops      []size
+	}{{trace.Request, request}, {trace.Reply, reply}} {
+		if tcp && r.clamped[way.direction] {
+			continue
+		}
+		largest := way.hops[0].mtu
+		if tcp {
+			largest = min(request[0].mtu, reply[0].mtu)
+		}
+		for i := range way.hops[1:] {
+			hop := &way.hops[i+1]
+			if hop.mtu < largest && r.unheard(way.direction, hop) {
+				return
 			}
-			end := r.try(packet{tuple: trace.Tuple{Protocol: errorProtocol(way.sender.Addr()),
-				Src: netip.AddrPortFrom(r.anyAddress(hop.netns, way.sender.Addr()), 0), Dst: netip.AddrPortFrom(way.sender.Addr(), 0)},
-				outer: true, direction: trace.Reply}, position{netns: hop.netns})
-			if end.kind == left || end.kind == arrived && end.at.netns == way.hops[0].netns {
-				continue
-			}
-			r.unread("packets of more than %d bytes do not fit through %s of %s, and the ICMP error that says so to %s would not get further than %s",
-				hop.mtu, hop.device, r.name(r.places.Place(hop.netns)), way.sender.Addr(), r.name(r.places.Place(end.at.netns)))
+			largest = min(largest, hop.mtu) // smaller ones come from there on, once it is heard
+		}
+	}
+}
+
+// unheard follows the ICMP error of a narrow hop to the sender, and reports
+// whether it is lost. It tells where.
+func (r *run) unheard(d trace.Direction, hop *size) bool {
+	confidence := trace.Likely
+	if r.q.Protocol != trace.TCP {
+		confidence = trace.Possible // if datagrams are that big at all
+	}
+	p := r.errorAbout(hop)
+	if d == trace.Reply {
+		p.direction = trace.Request
+	}
+	if end := r.try(p, position{netns: hop.place.Netns}); end.kind != lost || r.tried == nil {
+		return false
+	}
+	c := trace.Case{Symptom: trace.SymptomTooBig, Direction: d, Place: r.tried.Place, Event: r.tried.Event, TooBigPlace: hop.place}
+	c.Event.Tuple, c.Event.Flags, c.Event.Inner, c.Event.Conntrack = hop.tuple, trace.ACK, true, trace.Conntrack{}
+	c.TooBig = trace.Event{Time: r.now, Hook: trace.HookICMPSent, Netns: hop.place.Netns, Device: hop.device, Tuple: hop.tuple}
+	state, err := r.read(trace.Question{Place: c.Place, Packet: hop.tuple})
+	if err != nil {
+		return false
+	}
+	defer func(was trace.Confidence) { r.most = was }(r.most)
+	r.most = confidence
+	r.explain(&c, &state)
+	return true
+}
+
+// narrowTunnel tells of a hop on a tunnel's own way that is narrower than the
+// tunnel's packets, where these may not be fragmented and the error about them is lost.
+func (s *step) narrowTunnel(l *netstate.Link) {
+	overhead := map[string]int{"ipip": 20, "sit": 20, "gre": 24, "gretap": 38, "ip6tnl": 40, "ip6gre": 44}[l.Kind]
+	if overhead == 0 || s.trying || s.packet.again || s.packet.later {
+		return // VXLAN and Geneve let their packets be fragmented, if nobody says otherwise
+	}
+	for i, hop := range s.outerSizes {
+		if i == 0 || hop.mtu >= l.MTU+overhead {
+			continue // the tunnel's own host tells the sender itself
+		}
+		if s.unreachable(&hop) {
+			s.run.unread("packets of more than %d bytes in the tunnel %s of %s do not fit through %s of %s, and the ICMP error that says so to %s does not arrive",
+				hop.mtu-overhead, l.Name, s.run.name(s.place), hop.device.Name, s.run.name(hop.place), hop.tuple.Src.Addr())
 			return
 		}
 	}
 }
 
-// try walks a packet without telling of anything.
+// unreachable reports whether the ICMP error of a narrow hop is lost on its way to the sender.
+func (r *run) unreachable(hop *size) bool {
+	p := r.errorAbout(hop)
+	end := r.try(p, position{netns: hop.place.Netns})
+	return end.kind == lost && r.tried != nil
+}
+
+// errorAbout is the ICMP error of a narrow hop.
+func (r *run) errorAbout(hop *size) packet {
+	sender := hop.tuple.Src.Addr()
+	p := packet{direction: trace.Reply, outer: true, about: hop.tuple, icmp: [2]uint8{3, 4}, tuple: trace.Tuple{Protocol: trace.ICMP,
+		Src: netip.AddrPortFrom(r.anyAddress(hop.place.Netns, sender), 0), Dst: netip.AddrPortFrom(sender, 0)}}
+	if sender.Is6() {
+		p.tuple.Protocol, p.icmp = trace.ICMPv6, [2]uint8{2, 0}
+	}
+	return p
+}
+
+// try walks a packet without telling of anything but what becomes of it.
 func (r *run) try(p packet, at position) ending {
 	answer := r.answer
-	r.answer = &Answer{}
+	r.answer, r.tried = &Answer{}, nil
 	r.trying = true
 	defer func() { r.answer, r.trying = answer, false }()
 	return r.walk(p, at)
-}
-
-// translates reports whether NAT changed the request on its way.
-func (r *run) translates() bool {
-	for _, tracks := range r.tracks {
-		for _, t := range tracks {
-			if t.Reply != t.Original.Reverse() {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-func errorProtocol(a netip.Addr) trace.Protocol {
-	if a.Is6() {
-		return trace.ICMPv6
-	}
-	return trace.ICMP
 }
 
 // anyAddress is an address of a namespace, of the family of another.

@@ -18,7 +18,12 @@ type packet struct {
 	flags     trace.TCPFlags
 	direction trace.Direction
 	mark      uint32
-	outer     bool // it is the outer packet of a tunnel: its way is not that of the exchange
+	outer     bool // its way is not that of the exchange: the outer packet of a tunnel, or an ICMP error
+	again     bool // it comes after the handshake's first two: its way is known
+	later     bool // it is a fragment, not the first
+	// about is the packet that an ICMP error is about, and icmp its type and code.
+	about trace.Tuple
+	icmp  [2]uint8
 }
 
 // position is where the packet is: a namespace, and the device by which it came in; 0: made there.
@@ -54,14 +59,14 @@ func (r *run) walk(p packet, at position) ending {
 		position
 		tuple trace.Tuple
 	}
-	seen := make(map[visit]bool)
+	seen := make(map[visit]int)
 	for range maxHops {
-		if v := (visit{at, p.tuple}); seen[v] {
-			r.circles(&p, at)
+		v := visit{at, p.tuple}
+		if first, been := seen[v]; been {
+			r.circles(&p, at, first)
 			return ending{lost, at, p}
-		} else {
-			seen[v] = true
 		}
+		seen[v] = len(*r.hopsOf(&p))
 		s := &step{run: r, packet: &p, at: at, place: r.places.Place(at.netns)}
 		next, kind := s.take()
 		if kind != goesOn {
@@ -71,7 +76,7 @@ func (r *run) walk(p packet, at position) ending {
 			p.mark = 0 // a packet loses it on its way to another namespace (skb_scrub_packet, net/core/skbuff.c)
 		}
 		at = next
-		if at.netns == r.q.From.Netns && p.direction == trace.Request && !p.outer {
+		if at.netns == r.q.From.Netns && p.direction == trace.Request && !p.outer && r.q.Mark != 0 {
 			p.mark = r.q.Mark
 		}
 		if r.in != 0 && at.netns == r.q.From.Netns && p.direction == trace.Request && !p.outer {
@@ -82,12 +87,16 @@ func (r *run) walk(p packet, at position) ending {
 	return ending{blind, at, p}
 }
 
-// circles tells of a packet that comes back to where it was.
-func (r *run) circles(p *packet, at position) {
+// circles tells of a packet that comes back to where it was: hop number first.
+func (r *run) circles(p *packet, at position, first int) {
 	s := &step{run: r, packet: p, at: at, place: r.places.Place(at.netns)}
 	state, err := r.read(s.question())
 	if err != nil {
 		return
+	}
+	hops := *r.hopsOf(p)
+	for i := first; i < len(hops); i++ {
+		hops[i].Rounds = 2
 	}
 	c := s.lost(trace.SymptomLoop, "")
 	r.explain(&c, &state)
@@ -123,6 +132,9 @@ func (s *step) take() (position, endKind) {
 		return position{}, blind
 	}
 	s.out = state.Onward.Device
+	if kind := s.passes(s.at.in, sidesIn); kind != goesOn {
+		return position{}, kind
+	}
 	switch {
 	case state.DstLocal && s.at.in == 0: // to itself, by lo
 		return s.loop()
@@ -156,42 +168,77 @@ func (s *step) isRouter() bool {
 // enter notes the hop, and what connection tracking knows.
 func (s *step) enter() {
 	s.before = s.packet.tuple
-	if !s.packet.outer {
-		hops := s.hops()
-		*hops = append(*hops, trace.Hop{Place: s.place, In: s.device(s.at.in), Tuple: s.before, First: s.now, Count: 0})
+	hop := trace.Hop{Place: s.place, In: s.device(s.at.in), Tuple: s.before, First: s.now, Count: 0}
+	if s.at.in != 0 {
+		hop.Arrived = s.before
 	}
-	if s.packet.direction == trace.Request || s.packet.outer {
-		s.track = trace.Conntrack{Original: s.before, Reply: s.before.Reverse(), Info: conntrackNew}
-		if p := s.before.Protocol; p == trace.ICMP || p == trace.ICMPv6 {
-			s.track.Info = conntrackRelated
+	hops := s.hops()
+	*hops = append(*hops, hop)
+	s.track = s.tracked()
+}
+
+// tracked is what connection tracking here knows of the packet as it comes.
+func (s *step) tracked() trace.Conntrack {
+	fresh := trace.Conntrack{Original: s.before, Reply: s.before.Reverse(), Info: conntrackNew}
+	known := s.tracks[s.at.netns]
+	switch {
+	case s.packet.about.IsValid():
+		fresh.Info = conntrackRelated
+		return fresh
+	case s.packet.outer:
+		return fresh
+	case s.packet.direction == trace.Request && !s.packet.again:
+		return fresh
+	case s.packet.direction == trace.Request:
+		for _, t := range known {
+			if t.Original == s.before && (t.Info == conntrackReply || s.at.netns == s.q.From.Netns) {
+				t.Info = conntrackEstablished
+				return t
+			}
 		}
-		return
+		return trace.Conntrack{} // this host saw no answer to the request: the packet is INVALID to it
 	}
-	for _, t := range s.tracks[s.at.netns] {
-		if t.Reply == s.before {
-			t.Info = conntrackReply
-			s.track = t
-			return
+	for i := range known {
+		if t := &known[i]; t.Reply == s.before {
+			t.Info = conntrackReply // it has seen an answer
+			return *t
 		}
 	}
-	if !s.known || s.packet.tuple.Protocol != trace.TCP || s.at.netns == s.q.From.Netns {
+	switch {
+	case !s.known, s.at.netns == s.q.From.Netns:
 		// The request may have come through here; let it be so.
-		s.track = trace.Conntrack{Original: s.before.Reverse(), Reply: s.before, Info: conntrackReply}
+		return trace.Conntrack{Original: s.before.Reverse(), Reply: s.before, Info: conntrackReply}
+	case s.packet.tuple.Protocol != trace.TCP:
+		return fresh
 	}
+	return trace.Conntrack{}
+}
+
+// restores reports whether connection tracking gives the packet the addresses of its connection's first.
+func (s *step) restores() bool {
+	return !s.packet.outer && s.track.Known() && (s.track.Info == conntrackReply || s.track.Info == conntrackEstablished)
 }
 
 // enum ip_conntrack_info (include/uapi/linux/netfilter/nf_conntrack_common.h).
 const (
-	conntrackRelated = 1
-	conntrackNew     = 2
-	conntrackReply   = 3
+	conntrackEstablished = 0
+	conntrackRelated     = 1
+	conntrackNew         = 2
+	conntrackReply       = 3
+	conntrackUntracked   = 7
 )
 
-func (s *step) hops() *[]trace.Hop {
-	if s.packet.direction == trace.Reply {
-		return &s.answer.Path.Reply
+func (s *step) hops() *[]trace.Hop { return s.run.hopsOf(s.packet) }
+
+// hopsOf is where the hops of a packet are noted.
+func (r *run) hopsOf(p *packet) *[]trace.Hop {
+	switch {
+	case p.outer, p.again, p.later:
+		return &r.elsewhere
+	case p.direction == trace.Reply:
+		return &r.answer.Path.Reply
 	}
-	return &s.answer.Path.Request
+	return &r.answer.Path.Request
 }
 
 func (s *step) device(index uint32) trace.Device {
@@ -206,8 +253,23 @@ func (s *step) device(index uint32) trace.Device {
 func (s *step) question() trace.Question {
 	return trace.Question{
 		Place: s.place, Packet: s.packet.tuple, Flags: s.packet.flags, Direction: s.packet.direction, In: s.at.in, Arrived: s.at.in,
-		Mark: s.packet.mark, Conntrack: s.track, Ahead: true,
+		Mark: s.packet.mark, Conntrack: s.track, Ahead: true, Fragment: s.packet.later, ICMPType: s.packet.icmp[0], ICMPCode: s.packet.icmp[1],
+		ConnMark: s.connMark(),
 	}
+}
+
+// connMark is the mark of the packet's connection: a new one has none.
+func (s *step) connMark() trace.ConnMark {
+	mark, marked := s.connMarks[s.at.netns]
+	switch {
+	case s.packet.outer || s.packet.later:
+		return trace.ConnMark{}
+	case marked && s.track.Known():
+		return mark
+	case s.packet.direction == trace.Request && !s.packet.again, s.packet.direction == trace.Reply && s.track.Known() && s.track.Info == conntrackNew:
+		return trace.ConnMark{Known: true}
+	}
+	return trace.ConnMark{}
 }
 
 // lost is the case of the packet that is lost here.
@@ -216,6 +278,7 @@ func (s *step) lost(symptom trace.Symptom, reason string) trace.Case {
 	ev := trace.Event{
 		Time: s.now, Hook: trace.HookDrop, Netns: s.at.netns, Device: in, Tuple: s.packet.tuple, Flags: s.packet.flags,
 		Mark: s.packet.mark, InIndex: s.at.in, OutIndex: s.out.Index, HasRoute: true, Conntrack: s.track, Reason: reason,
+		Fragment: s.packet.later,
 	}
 	c := trace.Case{Symptom: symptom, Direction: s.packet.direction, Place: s.place, Event: ev}
 	if s.at.in != 0 {
@@ -255,16 +318,20 @@ func (s *step) deliver() endKind {
 		return s.filtered(state, trace.Input)
 	}
 	if s.packet.direction == trace.Request && !s.packet.outer {
+		s.changes(trace.Input) // for the mark that it may give the connection
 		s.remember()
 		if !s.answers() {
-			return s.elsewhere()
+			return s.taken()
 		}
 	}
 	return arrived
 }
 
-// elsewhere tells of a request that another host than the one that is to answer takes for its own.
-func (s *step) elsewhere() endKind {
+// taken tells of a request that another host than the one that is to answer takes for its own.
+func (s *step) taken() endKind {
+	if s.packet.again {
+		return left
+	}
 	s.note("%s owns %s and would take the request itself", s.run.name(s.place), s.packet.tuple.Dst.Addr())
 	if s.packet.tuple.Dst.Port() == 0 || diagnose.HasListener(&s.state) {
 		return left // a proxy, it may be
@@ -316,10 +383,14 @@ func (s *step) forward() (position, endKind) {
 		}
 		return position{}, s.filtered(state, hook)
 	}
+	s.clampedHere()
 	s.translateOut()
 	s.remember()
 	s.leave(s.out)
 	s.measure()
+	if kind := s.passes(s.out.Index, sidesOut); kind != goesOn {
+		return position{}, kind
+	}
 	return s.next(&state)
 }
 
@@ -354,9 +425,6 @@ func (s *step) unroutable() endKind {
 
 // leave notes by which device the packet leaves.
 func (s *step) leave(out trace.Device) {
-	if s.packet.outer {
-		return
-	}
 	hops := *s.hops()
 	h := &hops[len(hops)-1]
 	h.Out, h.Tuple = out, s.packet.tuple
@@ -364,7 +432,7 @@ func (s *step) leave(out trace.Device) {
 
 // remember keeps what connection tracking here would know of the request.
 func (s *step) remember() {
-	if s.packet.direction != trace.Request || s.packet.outer {
+	if s.packet.direction != trace.Request || s.packet.outer || s.packet.again || s.packet.later || s.track.Info == conntrackUntracked {
 		return
 	}
 	s.tracks[s.at.netns] = append(s.tracks[s.at.netns], trace.Conntrack{Original: s.before, Reply: s.packet.tuple.Reverse()})

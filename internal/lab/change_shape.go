@@ -37,6 +37,17 @@ func believe(f Family, name, other string) Change {
 	}}
 }
 
+// isolate keeps a port of a bridge from others that are isolated.
+func isolate(name, port string) Change {
+	return on(name, "bridge link set dev "+port+" isolated on", func(h *host) error {
+		l, err := h.link(port)
+		if err != nil {
+			return err
+		}
+		return wrap("isolate port", h.nl.LinkSetIsolated(l, true))
+	})
+}
+
 // stuckService puts a server in the place of a host's that does not accept, with its queue full.
 func stuckService(f Family, name string, port uint16) Change {
 	text := fmt.Sprintf("let the server on port %d stop to accept", port)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -17,6 +18,7 @@ const maxDatagram = 65507
 // udpServer sends every datagram back to where it came from.
 type udpServer struct {
 	conn  *net.UDPConn
+	again time.Duration // it sends each answer once more after this time; 0: it does not
 	group sync.WaitGroup
 }
 
@@ -31,11 +33,14 @@ func (s Service) serveUDP(ctx context.Context) (*udpServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return startUDP(conn.(*net.UDPConn)), nil
+	if s.Deaf {
+		return &udpServer{conn: conn.(*net.UDPConn)}, conn.(*net.UDPConn).SetReadBuffer(1)
+	}
+	return startUDP(conn.(*net.UDPConn), s.Again), nil
 }
 
-func startUDP(conn *net.UDPConn) *udpServer {
-	s := &udpServer{conn: conn}
+func startUDP(conn *net.UDPConn, again time.Duration) *udpServer {
+	s := &udpServer{conn: conn, again: again}
 	s.group.Go(s.echo)
 	return s
 }
@@ -51,6 +56,10 @@ func (s *udpServer) echo() {
 		if err == nil {
 			s.conn.WriteToUDPAddrPort(buffer[:n], from)
 		}
+		if err == nil && s.again > 0 {
+			late := bytes.Clone(buffer[:n])
+			time.AfterFunc(s.again, func() { s.conn.WriteToUDPAddrPort(late, from) }) // fails once it is closed
+		}
 	}
 }
 
@@ -64,10 +73,41 @@ func (s *udpServer) stop() {
 // resend is how long a client waits for an answer before it asks again.
 const resend = time.Second
 
+// openConn is a socket that is connected to nobody, and minds who answers by itself, as resolvers do.
+type openConn struct {
+	*net.UDPConn
+	server netip.AddrPort
+}
+
+func (c Client) open(ctx context.Context) (net.Conn, error) {
+	var config net.ListenConfig
+	conn, err := config.ListenPacket(ctx, "udp", ":0")
+	if err != nil {
+		return nil, err
+	}
+	return openConn{conn.(*net.UDPConn), c.Server}, nil
+}
+
+func (c openConn) Write(b []byte) (int, error) { return c.WriteToUDPAddrPort(b, c.server) }
+
+// Read takes what comes from the server, and nothing else.
+func (c openConn) Read(b []byte) (int, error) {
+	for {
+		n, from, err := c.ReadFromUDPAddrPort(b)
+		if err != nil || netip.AddrPortFrom(from.Addr().Unmap(), from.Port()) == c.server {
+			return n, err
+		}
+	}
+}
+
 // ask sends one datagram in the calling thread's namespace, again each second, until its echo comes.
-func (c Client) ask(ctx context.Context) Outcome {
+// Of two lines the second one comes by itself, after between was called.
+func (c Client) ask(ctx context.Context, between func()) Outcome {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "udp", c.Server.String())
+	if c.Open {
+		conn, err = c.open(ctx)
+	}
 	if err != nil {
 		return failure(err)
 	}
@@ -77,12 +117,21 @@ func (c Client) ask(ctx context.Context) Outcome {
 	outcome := Timeout
 	for until := time.Now().Add(c.Timeout); time.Now().Before(until) && ctx.Err() == nil; {
 		sent := time.Now()
-		if _, err := conn.Write(question); err != nil {
-			outcome = failure(err)
+		for range max(1, c.Burst) {
+			if _, err := conn.Write(question); err != nil {
+				outcome = failure(err)
+			}
 		}
 		conn.SetReadDeadline(sent.Add(resend))
 		n, err := conn.Read(answer)
 		switch {
+		case err == nil && string(answer[:n]) == string(question) && c.Lines > 1:
+			between()
+			conn.SetReadDeadline(time.Now().Add(c.Timeout))
+			if n, err := conn.Read(answer); err != nil || string(answer[:n]) != string(question) {
+				return Broken
+			}
+			return Connected
 		case err == nil && string(answer[:n]) == string(question):
 			return Connected
 		case err == nil:

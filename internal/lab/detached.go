@@ -111,7 +111,7 @@ func takeOver(file *os.File, name string) (server, error) {
 		if !ok {
 			return nil, fmt.Errorf("it is %s", conn.LocalAddr().Network())
 		}
-		return startUDP(udp), nil
+		return startUDP(udp, 0), nil
 	}
 	listener, err := net.FileListener(file)
 	if err != nil {

@@ -1,6 +1,10 @@
 package lab
 
-import "github.com/google/nftables"
+import (
+	"net/netip"
+
+	"github.com/google/nftables"
+)
 
 // dsr is direct server return on one LAN: the router sends the VIP to the load
 // balancer, that hands the packet to the backend, which owns the VIP on lo and
@@ -123,11 +127,52 @@ func nat(f Family) Topology {
 	}
 }
 
+// natTunnel is a service whose pods are on another node: the load balancer
+// translates and sends the request on through a tunnel, and the reply comes back by it.
+//
+//	client eth0 -- eth0 lb eth1 -- eth0 node pod0 -- eth0 pod
+//	                   vx0 ======== vx0
+func natTunnel(f Family) Topology {
+	near, far, pod := servers.addr(f, 10), servers.addr(f, 20), direct.addr(f, 53)
+	service := dnatTo(f, addrPort(pod, 8080))
+	service.Rules = append(service.Rules, rule("service", dnat(addrPort(pod, 8080)), toAddress(vip(f)), toUDPPort(80)))
+	return Topology{
+		Name: "nat-tunnel" + f.suffix(), Family: f,
+		Hosts: []Host{
+			clientHost(f),
+			{
+				Name: "lb", Forward: true,
+				Addresses: []Address{clients.on(f, "eth0", 1), servers.on(f, "eth1", 10), inner.on(f, "vx0", 1)},
+				Tunnels:   []Tunnel{{Device: "vx0", VNI: 42, Local: near, Remote: far}},
+				Routes:    []Route{{To: direct.in(f), Via: inner.addr(f, 2)}},
+				Chains:    []Chain{service},
+			},
+			{
+				Name: "node", Forward: true,
+				Addresses: []Address{servers.on(f, "eth0", 20), inner.on(f, "vx0", 2), direct.on(f, "pod0", 1)},
+				Tunnels:   []Tunnel{{Device: "vx0", VNI: 42, Local: far, Remote: near}},
+				Routes:    []Route{{To: clients.in(f), Via: inner.addr(f, 1)}},
+			},
+			{Name: "pod", Addresses: []Address{direct.on(f, "eth0", 53)}, Routes: []Route{gateway(f, direct.addr(f, 1))}},
+		},
+		Links: []Link{
+			{Port{"client", "eth0"}, Port{"lb", "eth0"}},
+			{Port{"lb", "eth1"}, Port{"node", "eth0"}},
+			{Port{"node", "pod0"}, Port{"pod", "eth0"}},
+		},
+		Services: []Service{{Host: "pod", Address: anywhere(f, 8080)}},
+		Client:   toVIP(f),
+	}
+}
+
 // dnatChain sends VIP:80 to port 8080 of server number i.
-func dnatChain(f Family, i byte) Chain {
+func dnatChain(f Family, i byte) Chain { return dnatTo(f, addrPort(servers.addr(f, i), 8080)) }
+
+// dnatTo sends VIP:80 elsewhere.
+func dnatTo(f Family, to netip.AddrPort) Chain {
 	return Chain{
 		Family: ipFamily(f), Table: "balancer", Name: "prerouting", Hook: "PREROUTING", Type: nftables.ChainTypeNAT, Priority: -100,
-		Rules: []FilterRule{rule("service", dnat(addrPort(servers.addr(f, i), 8080)), toAddress(vip(f)), toPort(80))},
+		Rules: []FilterRule{rule("service", dnat(to), toAddress(vip(f)), toPort(80))},
 	}
 }
 

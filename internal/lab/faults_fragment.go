@@ -12,6 +12,13 @@ func fragmentLabs(f Family) []Lab {
 	const id = "fragment-drop"
 	return complete([]Lab{
 		{Name: "healthy-fragments", Topology: bulky(overUDP(routed(f))), Title: "datagrams that travel in fragments", Doc: "Each is put together again where it arrives."},
+		{Name: "healthy-fragments-filter", Topology: bulky(overUDP(routed(f))), Title: "a filter that lets datagrams pass by their addresses",
+			Doc:     "Fragments have addresses, but no ports.",
+			Setting: []Change{filters("r1", "forward: policy drop, accept to and from the server", policyDrop("FORWARD", rule("", accept(), toAddress(servers.addr(f, 20))), rule("", accept(), fromAddress(servers.addr(f, 20)))))}},
+		{Name: "fragments-policy", Topology: bulky(overUDP(routed(f))), Finding: id, Direction: trace.Request, Where: "r1",
+			Title:  "a filter that lets datagrams pass by their ports",
+			Doc:    "The first fragment passes; the others have no ports, and the policy drops them.",
+			Faults: []Change{filters("r1", "forward: policy drop, accept udp port 80", policyDrop("FORWARD", rule("", accept(), toUDPPort(80)), rule("", accept(), fromUDPPort(80))))}},
 		{Name: "fragments-router", Topology: bulky(overUDP(routed(f))), Finding: id, Direction: trace.Request, Where: "r1",
 			Title: "a router drops fragments", Doc: "A rule of FORWARD drops what is not the first fragment.",
 			Faults: []Change{filters("r1", "forward: drop fragments", policyAccept("FORWARD", rule("", drop(), laterFragment(f))))}},

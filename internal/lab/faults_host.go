@@ -32,6 +32,12 @@ func neighborLabs(f Family) []Lab {
 			Doc:     "The SYN never leaves the client.",
 			Faults:  []Change{deleteAddress("server", servers.on(f, "eth0", 20))},
 			Outcome: Unreachable},
+		{Name: "healthy-isolated", Topology: asym(f), Title: "a port of the switch is isolated, and no other",
+			Doc: "Isolated ports do not reach each other; the router of the way back is alone.", Setting: []Change{isolate("inside", "r2")}},
+		{Name: "isolated", Topology: asym(f), Finding: id, Direction: trace.Reply, Where: "server",
+			Title:   "the switch keeps the server from the router of the way back",
+			Doc:     "Both ports are isolated, so that the server never finds its gateway.",
+			Setting: []Change{isolate("inside", "r2")}, Faults: []Change{isolate("inside", "server")}},
 	})
 }
 

@@ -19,10 +19,9 @@ func wrongSourceLabs(f Family) []Lab {
 	backend := servers.addr(f, 20)
 	return []Lab{
 		{Name: "no-snat", Topology: dsr(f), Finding: id, Direction: trace.Reply, Where: "lb",
-			Unforeseen: "it is told as what cannot be checked",
-			Title:      "a load balancer rewrites the destination, and replies go around it",
-			Doc:        "The backend answers the client through the router, from its own address: nobody restores the VIP.",
-			Faults:     []Change{filters("lb", "prerouting: dnat VIP:80 to backend:80", translation(f, 20, 80))}},
+			Title:  "a load balancer rewrites the destination, and replies go around it",
+			Doc:    "The backend answers the client through the router, from its own address: nobody restores the VIP.",
+			Faults: []Change{filters("lb", "prerouting: dnat VIP:80 to backend:80", translation(f, 20, 80))}},
 		{Name: "healthy-snat", Topology: dsr(f), Title: "a load balancer that rewrites destination and source",
 			Doc:     "As dsr-no-snat, with masquerade: replies come back to the load balancer.",
 			Setting: []Change{filters("lb", "prerouting: dnat VIP:80 to backend:80; postrouting: masquerade", translation(f, 20, 80), masquerading())}},
@@ -206,7 +205,8 @@ func entryLabs(f Family) []Lab {
 	owned := addAddress("lb", vipOnLo(f))
 	return []Lab{
 		{Name: "entry-lost", Topology: lasting(nat(f)), Finding: id, Direction: trace.Request, Where: "lb", Outcome: Broken,
-			Title: "the load balancer forgets a live connection", Doc: "What comes after is for the load balancer itself, which knows no such connection.",
+			Unforeseen: "the entry is lost later",
+			Title:      "the load balancer forgets a live connection", Doc: "What comes after is for the load balancer itself, which knows no such connection.",
 			Setting: []Change{strict, owned}, Midway: []Change{flush}, Faults: []Change{note("lb", "conntrack -F, while connections live")}},
 		{Name: "healthy-flush", Topology: lasting(nat(f)), Title: "the load balancer forgets a live connection, and picks it up again",
 			Doc: "With nf_conntrack_tcp_loose the next packet of the client makes the same entry anew.", Midway: []Change{flush}},

@@ -28,9 +28,8 @@ func trackingLabs(f Family) []Lab {
 			Faults: []Change{filters("r2", "forward: policy drop, accept established and tcp dport 80",
 				policyDrop("FORWARD", rule("", accept(), established()), rule("", accept(), icmpv6()), rule("", accept(), toPort(80))))}},
 		{Name: "invalid", Topology: dsr(f), Finding: id, Direction: trace.Request, Where: "lb", Outcome: Broken,
-			Unforeseen: "the handshake passes, and what comes after it is not checked",
-			Title:      "the load balancer's firewall does not know of direct server return",
-			Doc:        "It sees the SYN and never the SYN-ACK, so the client's ACK is INVALID to it: the connection is made, and carries nothing.",
-			Faults:     []Change{filters("lb", "forward: ct state invalid drop", policyAccept("FORWARD", noInvalid))}},
+			Title:  "the load balancer's firewall does not know of direct server return",
+			Doc:    "It sees the SYN and never the SYN-ACK, so the client's ACK is INVALID to it: the connection is made, and carries nothing.",
+			Faults: []Change{filters("lb", "forward: ct state invalid drop", policyAccept("FORWARD", noInvalid))}},
 	})
 }

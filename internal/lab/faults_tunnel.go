@@ -44,9 +44,8 @@ func tunnelLabs(f Family) []Lab {
 			Setting: []Change{known},
 			Faults:  []Change{replaceTunnel("backend", f, 2, other(backend, newPort))}},
 		{Name: "remote", Topology: dsrTunnel(f), Finding: id, Direction: trace.Request, Where: "lb",
-			Unforeseen: "where a tunnel's packets go is followed, and not what the other end makes of them",
-			Title:      "the load balancer's tunnel leads to a host that is not its other end",
-			Doc:        "It leads to the router, which has no tunnel at all.",
+			Title: "the load balancer's tunnel leads to a host that is not its other end",
+			Doc:   "It leads to the router, which has no tunnel at all.",
 			Faults: []Change{
 				replaceTunnel("lb", f, 1, other(lb, func(t *Tunnel) { t.Remote = servers.addr(f, 1) })),
 				addRoute("lb", Route{To: single(vip(f)), Via: inner.addr(f, 2)}), known,

@@ -32,13 +32,14 @@ func (h Host) owns(a netip.Addr) bool {
 
 // udpLabs are the same faults, met by datagrams.
 func udpLabs(f Family) []Lab {
-	return slices.Concat(complete(healthyUDP(f)), complete(routesUDP(f)), complete(lostUDP(f)))
+	return slices.Concat(complete(healthyUDP(f)), complete(routesUDP(f)), complete(lostUDP(f)), complete(bufferUDP(f)), complete(shapeUDP(f)))
 }
 
 func healthyUDP(f Family) []Lab {
 	return []Lab{
 		{Name: "healthy", Topology: overUDP(dsr(f)), Title: "direct server return of datagrams", Doc: "The server is bound to the VIP, so that its answers come from there."},
 		{Name: "healthy", Topology: overUDP(dsrTunnel(f)), Title: "direct server return of datagrams through a tunnel", Doc: "The request reaches the backend by VXLAN, the reply leaves by its LAN."},
+		{Name: "healthy", Topology: overUDP(natTunnel(f)), Title: "destination NAT of datagrams, then a tunnel", Doc: "VIP:80 becomes pod:8080, by VXLAN; the answer comes back by it."},
 		{Name: "healthy", Topology: overUDP(routed(f)), Title: "datagrams over two routers", Doc: "Request and reply take the same way."},
 		{Name: "healthy", Topology: overUDP(asym(f)), Title: "datagrams that go by one router and come by another", Doc: "r1 sees only the requests, r2 only the replies."},
 		{Name: "healthy-policy-routing", Topology: overUDP(dsr(f)), Title: "the way back of datagrams is in a table of its own",
@@ -97,6 +98,50 @@ func lostUDP(f Family) []Lab {
 			Setting: []Change{listenAnywhere("backend", f)},
 			Faults:  []Change{deleteAddress("backend", vipOnLo(f))}},
 	}
+}
+
+// bufferUDP are datagrams that come faster than the server reads them, or as fast.
+func bufferUDP(f Family) []Lab {
+	const id = "socket-buffer-full"
+	natted := natUDP(f)
+	labs := []Lab{
+		{Name: "healthy-burst", Topology: overUDP(routed(f)), Title: "a burst of datagrams that the server reads", Doc: "Its buffer holds them until it does."},
+		{Name: "buffer-full", Topology: overUDP(routed(f)), Finding: id, Direction: trace.Request, Where: "server",
+			Title: "the server does not read its datagrams", Doc: "Its receive buffer holds two or three of them; the rest of a burst is dropped at the socket.",
+			Faults: []Change{deafService("server", anywhere(f, 80))}},
+		{Name: "healthy-burst", Topology: natted, Title: "a burst of datagrams through destination NAT", Doc: "The backend reads them all."},
+		{Name: "buffer-full", Topology: natted, Finding: id, Direction: trace.Request, Where: "backend",
+			Title: "the backend behind destination NAT does not read its datagrams", Doc: "The client asked the VIP; the full buffer is that of the backend's port 8080.",
+			Faults: []Change{deafService("backend", anywhere(f, 8080))}},
+	}
+	for i := range labs {
+		labs[i].Topology.Client.Burst = 16
+	}
+	return labs
+}
+
+// natUDP is nat for datagrams.
+func natUDP(f Family) Topology {
+	t := overUDP(nat(f))
+	t.Hosts[1].Chains = []Chain{dnatUDP(f, 20, 8080)}
+	return t
+}
+
+// dnatUDP is dnatChain for datagrams, to a port of the server.
+func dnatUDP(f Family, i byte, port uint16) Chain {
+	c := dnatChain(f, i)
+	c.Rules = []FilterRule{rule("service", dnat(addrPort(servers.addr(f, i), port)), toAddress(vip(f)), toUDPPort(80))}
+	return c
+}
+
+// deafService puts a UDP server in the place of a host's that never reads.
+func deafService(name string, listen netip.AddrPort) Change {
+	return Change{Host: name, Text: "let the server stop to read", apply: func(n *Network) error {
+		if err := n.stopService(name); err != nil {
+			return err
+		}
+		return n.startService(context.Background(), Service{Host: name, Address: listen, UDP: true, Deaf: true})
+	}}
 }
 
 // listenAnywhere lets a host's UDP service listen on all addresses.

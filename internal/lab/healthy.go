@@ -15,6 +15,8 @@ func healthyLabs(f Family) []Lab {
 		{Name: "healthy", Topology: asym(f), Title: "one router there, another back",
 			Doc: "r1 sees only the requests, r2 only the replies."},
 		{Name: "healthy", Topology: nat(f), Title: "load balancer with destination NAT", Doc: "VIP:80 becomes backend:8080."},
+		{Name: "healthy", Topology: natTunnel(f), Title: "destination NAT, then a tunnel to another node",
+			Doc: "VIP:80 becomes pod:8080, by VXLAN; the reply comes back by it."},
 		{Name: "healthy", Topology: local(f), Title: "client and server on one LAN", Doc: "No router at all."},
 		{Name: "healthy", Topology: pair(f), Title: "client and server on one cable", Doc: "Nothing between them."},
 		{Name: "healthy", Topology: localVIP(f), Title: "a VIP routed to a host on the same LAN",

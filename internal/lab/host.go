@@ -18,6 +18,8 @@ type host struct {
 	ns     netns.NsHandle
 	nl     *netlink.Handle
 	state  string // directory of its switch
+
+	daemons map[string]daemon // of its switch, by program
 }
 
 // newHost makes the namespace, with its settings and lo up.

@@ -51,8 +51,8 @@ func (l Lab) Healthy() bool { return l.Finding == "" }
 func All() []Lab {
 	var labs []Lab
 	for _, part := range []func(Family) []Lab{
-		healthyLabs, routeLabs, reversePathLabs, neighborLabs, forwardingLabs, addressLabs, filterLabs, listenerLabs, udpLabs, mtuLabs, fragmentLabs,
-		programLabs, trackingLabs, tunnelLabs, antreaLabs, shapeLabs,
+		healthyLabs, routeLabs, reversePathLabs, neighborLabs, forwardingLabs, addressLabs, lostVIPLabs, filterLabs, listenerLabs, udpLabs, mtuLabs, silentLabs, fragmentLabs,
+		programLabs, trackingLabs, tunnelLabs, antreaLabs, shapeLabs, switchLabs,
 	} {
 		labs = append(labs, part(IPv4)...)
 		labs = append(labs, part(IPv6)...)

@@ -14,7 +14,7 @@ var findings = map[string]bool{
 	"reply-wrong-source": false, "reply-policy-routed": false, "routing-loop": false, "neighbor-conflict": false,
 	"accept-queue-full": false, "conntrack-entry-lost": false,
 	"forwarding-disabled": false, "vip-not-local": false, "netfilter-drop": false, "port-not-listening": false,
-	"xdp-drop": false, "tc-drop": false, "conntrack-invalid-drop": false, "tunnel-mismatch": false,
+	"xdp-drop": false, "tc-drop": false, "conntrack-invalid-drop": false, "tunnel-mismatch": false, "openvswitch-drop": false,
 	"mtu-blackhole": false, "fragment-drop": false,
 }
 

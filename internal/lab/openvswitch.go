@@ -28,6 +28,9 @@ type Switch struct {
 	Flows     []string // of br-int, as ovs-ofctl(8) takes them; {HOST/DEVICE} stands for a MAC address
 	Peers     []Peer   // other ends of the tunnel
 	Neighbors []Neighbor
+	// Kernel: the datapath is the kernel's. There is one bridge then, br-int, with
+	// the ports of Pods (from 3 on) and gw0 (port 2).
+	Kernel bool
 }
 
 // Peer is another tunnel endpoint on the uplink's LAN.
@@ -54,6 +57,7 @@ const (
 const (
 	noSwitch = "Open vSwitch (Debian's openvswitch-switch)"
 	noTUN    = "the kernel's tun devices (modprobe tun)"
+	noKernel = "the kernel's Open vSwitch datapath (modprobe openvswitch)"
 )
 
 // switchSchema describes the switch's database.
@@ -69,6 +73,12 @@ func (l Lab) Missing() string {
 	}
 	if !haveSwitch() {
 		return noSwitch
+	}
+	if slices.ContainsFunc(l.Topology.Hosts, func(h Host) bool { return h.Switch != nil && h.Switch.Kernel }) {
+		if _, err := os.Stat("/sys/module/openvswitch"); err != nil {
+			return noKernel
+		}
+		return ""
 	}
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		return noTUN
@@ -156,14 +166,21 @@ func (n *Network) startSwitch(h *host, ctx context.Context) error {
 	if err := await(ctx, socket); err != nil {
 		return err
 	}
-	if err := n.spawn(h, "ovs-vswitchd", append(quiet, "unix:"+socket, "--disable-system",
-		"--unixctl="+h.control(), "--log-file="+filepath.Join(h.state, "vswitchd.log"))...); err != nil {
+	daemon := append(quiet, "unix:"+socket, "--unixctl="+h.control(), "--log-file="+filepath.Join(h.state, "vswitchd.log"))
+	if !h.spec.Switch.Kernel {
+		daemon = append(daemon, "--disable-system")
+	}
+	if err := n.spawn(h, "ovs-vswitchd", daemon...); err != nil {
 		return err
 	}
 	if err := h.call(ctx, "ovs-vsctl", append([]string{"--db=unix:" + socket, "--retry", "--timeout=20"}, bridges(h.spec)...)...); err != nil {
 		return err
 	}
-	for _, device := range []string{uplinkBridge, podGateway} {
+	devices := []string{uplinkBridge, podGateway}
+	if h.spec.Switch.Kernel {
+		devices = devices[1:]
+	}
+	for _, device := range devices {
 		if err := h.setUp(device); err != nil {
 			return err
 		}
@@ -173,13 +190,26 @@ func (n *Network) startSwitch(h *host, ctx context.Context) error {
 
 // bridges are the commands that make the bridges and their ports.
 func bridges(spec Host) []string {
+	if spec.Switch.Kernel {
+		return kernelBridge(spec)
+	}
 	remote := "options:remote_ip=flow"
 	words := strings.Fields("-- add-br " + uplinkBridge + " -- set bridge " + uplinkBridge + " datapath_type=netdev fail-mode=standalone other-config:hwaddr=" + mac(spec.Name, uplinkBridge) +
 		" -- add-port " + uplinkBridge + " " + spec.Switch.Uplink +
 		" -- add-br " + podBridge + " -- set bridge " + podBridge + " datapath_type=netdev fail-mode=secure" +
 		" -- add-port " + podBridge + " tun0 -- set interface tun0 type=geneve " + remote + " options:key=flow ofport_request=1" +
 		" -- add-port " + podBridge + " " + podGateway + ` -- set interface ` + podGateway + ` type=internal ofport_request=2`)
-	words = append(words, `mac="`+mac(spec.Name, podGateway)+`"`)
+	return append(append(words, `mac="`+mac(spec.Name, podGateway)+`"`), podPorts(spec)...)
+}
+
+// kernelBridge makes the one bridge of a switch in the kernel.
+func kernelBridge(spec Host) []string {
+	words := strings.Fields("-- add-br " + podBridge + " -- set bridge " + podBridge + " fail-mode=secure" +
+		" -- add-port " + podBridge + " " + podGateway + " -- set interface " + podGateway + " type=internal ofport_request=2")
+	return append(append(words, `mac="`+mac(spec.Name, podGateway)+`"`), podPorts(spec)...)
+}
+
+func podPorts(spec Host) (words []string) {
 	for i, pod := range spec.Switch.Pods {
 		words = append(words, strings.Fields(fmt.Sprintf("-- add-port %s %s -- set interface %s ofport_request=%d", podBridge, pod, pod, 3+i))...)
 	}
@@ -286,8 +316,37 @@ func (n *Network) spawn(h *host, program string, args ...string) error {
 	if err := enter(h.ns, command.Start); err != nil {
 		return fmt.Errorf("start %s: %w", program, err)
 	}
-	go command.Wait()
+	ended := make(chan struct{})
+	go func() {
+		command.Wait()
+		close(ended)
+	}()
+	if h.daemons == nil {
+		h.daemons = make(map[string]daemon)
+	}
+	h.daemons[program] = daemon{command.Process, ended}
 	return nil
+}
+
+// daemon is a program of a switch that runs.
+type daemon struct {
+	process *os.Process
+	ended   <-chan struct{}
+}
+
+// killDaemon kills a switch's daemon; its datapath in the kernel stays as it is.
+func killDaemon(name string) Change {
+	return on(name, "kill -9 $(pidof ovs-vswitchd)", func(h *host) error {
+		d, ok := h.daemons["ovs-vswitchd"]
+		if !ok {
+			return errors.New("there is no ovs-vswitchd")
+		}
+		if err := d.process.Kill(); err != nil {
+			return fmt.Errorf("kill ovs-vswitchd: %w", err)
+		}
+		<-d.ended
+		return nil
+	})
 }
 
 // await waits until a socket is there.

@@ -74,8 +74,10 @@ type Sysctl struct{ Name, Value string }
 type Service struct {
 	Host    string
 	Address netip.AddrPort
-	Dual    bool // an unspecified IPv6 address takes IPv4 too
-	UDP     bool // instead of TCP
+	Dual    bool          // an unspecified IPv6 address takes IPv4 too
+	UDP     bool          // instead of TCP
+	Deaf    bool          // UDP: it does not read, and has the smallest buffer that there is
+	Again   time.Duration // UDP: it sends each answer once more after this time
 }
 
 // Client makes the lab's connections, or asks with datagrams.
@@ -88,6 +90,8 @@ type Client struct {
 	Abort    bool          // close with a reset, as health checks do
 	UDP      bool          // datagrams, sent again each second, instead of connections
 	Lines    int           // exchanged on each connection; 0: one
+	Open     bool          // datagrams: from a socket that is connected to nobody
+	Burst    int           // datagrams sent at once, before the first answer is waited for; 0: one
 }
 
 // host returns the host of that name.

@@ -43,7 +43,7 @@ func (n *Network) Traffic(ctx context.Context) error {
 			}
 			failures[i] = enter(h.ns, func() error {
 				if c.UDP {
-					outcomes[i] = c.ask(ctx)
+					outcomes[i] = c.ask(ctx, func() { arrived(); <-half.over })
 				} else {
 					outcomes[i] = c.connect(ctx, func() { arrived(); <-half.over })
 				}

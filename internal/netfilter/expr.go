@@ -263,7 +263,15 @@ type opaqueEnd struct {
 	text string
 	sure bool // it always takes the packet, though not to drop it here
 	// queue: it takes the packet for a program, which decides.
-	queue bool
+	queue  bool
+	queues queues
+}
+
+// queues are the numbers of those that a statement may choose, and whether the
+// packet goes on where no program takes it.
+type queues struct {
+	first, last uint16
+	bypass      bool
 }
 
 func (e opaqueEnd) run(m *machine) {
@@ -271,7 +279,7 @@ func (e opaqueEnd) run(m *machine) {
 	if e.sure {
 		code = verdictQueue
 	}
-	m.give(verdict{code: code, queue: e.queue})
+	m.give(verdict{code: code, queue: e.queue, queues: e.queues})
 }
 
 // rejecting drops and answers with an error.

@@ -140,6 +140,10 @@ func (e connection) run(m *machine) {
 		return
 	}
 	m.test(c.there)
+	if e.key == ctMark {
+		m.store(e.to, m.packet.connMark)
+		return
+	}
 	b, t := c.property(e.key, e.direction&1)
 	m.test(t)
 	m.store(e.to, b)

@@ -142,6 +142,9 @@ func decodeExpr(name string, a *attributeValues) expr {
 	case "payload", "meta", "ct", "fib":
 		return decodeLoad(name, a)
 	}
+	if name == "exthdr" {
+		return decodeExthdr(a)
+	}
 	return decodeStatement(name, a)
 }
 
@@ -167,7 +170,8 @@ func decodeLoad(name string, a *attributeValues) expr {
 	switch name {
 	case "payload":
 		if a[unix.NFTA_PAYLOAD_SREG] != nil {
-			return passive{text: "@payload set …"}
+			return rewrite{from: a.register(unix.NFTA_PAYLOAD_SREG), base: int(be32(a[unix.NFTA_PAYLOAD_BASE])),
+				offset: int(be32(a[unix.NFTA_PAYLOAD_OFFSET])), size: a.size(unix.NFTA_PAYLOAD_LEN)}
 		}
 		return payload{to: a.register(unix.NFTA_PAYLOAD_DREG), base: int(be32(a[unix.NFTA_PAYLOAD_BASE])),
 			offset: int(be32(a[unix.NFTA_PAYLOAD_OFFSET])), size: a.size(unix.NFTA_PAYLOAD_LEN)}
@@ -180,6 +184,9 @@ func decodeLoad(name string, a *attributeValues) expr {
 	case "ct":
 		key := be32(a[unix.NFTA_CT_KEY])
 		if a[unix.NFTA_CT_SREG] != nil {
+			if key == ctMark {
+				return setConnMark{from: a.register(unix.NFTA_CT_SREG), text: "ct " + ctName(key) + " set …"}
+			}
 			return passive{text: "ct " + ctName(key) + " set …"}
 		}
 		direction := -1
@@ -205,7 +212,9 @@ func decodeStatement(name string, a *attributeValues) expr {
 		return rejecting{kind: be32(a[unix.NFTA_REJECT_TYPE]), code: code}
 	case "log":
 		return passive{text: logText(a)}
-	case "notrack", "last", "flow_offload", "dup":
+	case "notrack":
+		return untrack{text: name}
+	case "last", "flow_offload", "dup":
 		return passive{text: name}
 	case "nat":
 		if be32(a[unix.NFTA_NAT_TYPE]) == unix.NFT_NAT_DNAT {
@@ -217,7 +226,7 @@ func decodeStatement(name string, a *attributeValues) expr {
 	case "redir":
 		return translate{text: "redirect", to: newAddress{kind: Redirect, port: a.register(unix.NFTA_REDIR_REG_PROTO_MIN)}}
 	case "queue":
-		return opaqueEnd{text: queueText(a), sure: true, queue: true}
+		return opaqueEnd{text: queueText(a), sure: true, queue: true, queues: queuesOf(a)}
 	case "fwd":
 		return opaqueEnd{text: "fwd", sure: true}
 	case "synproxy":

@@ -102,7 +102,7 @@ func FuzzComment(f *testing.F) {
 func FuzzRule(f *testing.F) {
 	f.Add(dropWeb(), uint8(familyInet))
 	for _, name := range []string{"immediate", "cmp", "range", "bitwise", "byteorder", "lookup", "payload", "meta", "ct", "fib", "reject", "log",
-		"nat", "queue", "objref", "dynset", "limit", "match", "target", "counter", "quota"} {
+		"nat", "queue", "objref", "dynset", "limit", "match", "target", "counter", "quota", "exthdr"} {
 		var data [][]byte
 		for kind := range uint16(12) {
 			data = append(data, attr(kind, num(uint32(kind))))

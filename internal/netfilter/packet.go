@@ -41,6 +41,7 @@ func (f family) String() string {
 
 // Priorities of netfilter's own work (include/uapi/linux/netfilter_ipv4.h).
 const (
+	priorityDefrag    = -400
 	priorityRaw       = -300
 	priorityConntrack = -200
 	priorityMangle    = -150
@@ -81,12 +82,15 @@ type packet struct {
 	ports     ports // of a packet that crosses a bridge
 	sourceMAC [6]byte
 	mark      bits
+	connMark  bits
 	conntrack entry
 	routes    routes
 
 	markRead, markWritten bool
 	asked                 trace.Question
 	translations          []Translation // by the NAT rules that the walk came by
+	untracked, clamped    bool          // rules that the walk came by said so
+	tracking, whole       bool          // connection tracking is at work here; it has put the fragments together
 }
 
 // newPacket describes the packet of q at a hook.
@@ -97,6 +101,10 @@ func newPacket(q trace.Question, in, out trace.Interface, hook trace.NetfilterHo
 		in:  hookDevice(hasIn(hook, q.In), q.In, in),
 		out: hookDevice(hasOut(hook), q.Out, out),
 	}
+	p.connMark = unknownBits(4)
+	if q.ConnMark.Known {
+		p.connMark = native32(q.ConnMark.Value)
+	}
 	p.at(priorityFilter)
 	return p
 }
@@ -106,6 +114,7 @@ func newPacket(q trace.Question, in, out trace.Interface, hook trace.NetfilterHo
 func (p *packet) at(priority int32) {
 	q := p.asked
 	p.priority, p.tuple, p.conntrack = priority, q.Packet, conntrackEntry(q)
+	p.whole = p.tracking && !p.bridged && p.hook != trace.Ingress && (priority > priorityDefrag || p.hook != trace.Prerouting && p.hook != trace.Output)
 	switch {
 	case p.bridged:
 		p.conntrack = entry{there: maybe} // nf_conntrack_bridge may be at work
@@ -121,7 +130,7 @@ func (p *packet) at(priority int32) {
 	if priority < priorityConntrack && !looped {
 		p.conntrack = noEntry()
 	}
-	if priority <= priorityDNAT && q.Conntrack.Known() && !looped && q.Conntrack.Info < replyInfo {
+	if priority <= priorityDNAT && q.Conntrack.Known() && q.ICMPType == 0 && !looped && q.Conntrack.Info < replyInfo {
 		p.tuple.Dst = q.Conntrack.Original.Dst
 	}
 }
@@ -168,15 +177,13 @@ func hookDevice(there truth, index uint32, i trace.Interface) device {
 func (p *packet) is6() bool { return p.tuple.Is6() }
 
 // family is the packet's own family.
-func (p *packet) family() family {
-	if p.is6() {
-		return familyIP6
-	}
-	return familyIP
-}
+func (p *packet) family() family { return familyOf(p.tuple) }
 
 // etherType is the packet's EtherType.
 func (p *packet) etherType() uint16 {
+	if p.asked.ARP != 0 {
+		return unix.ETH_P_ARP
+	}
 	if p.is6() {
 		return unix.ETH_P_IPV6
 	}
@@ -186,6 +193,9 @@ func (p *packet) etherType() uint16 {
 // hasPorts reports whether the ports of the tuple are the packet's own: a
 // fragment's tuple has none.
 func (p *packet) hasPorts() bool {
+	if p.isLater() {
+		return false
+	}
 	switch p.tuple.Protocol {
 	case trace.TCP, trace.UDP, unix.IPPROTO_SCTP, unix.IPPROTO_UDPLITE, unix.IPPROTO_DCCP:
 		return p.tuple.Src.Port() != 0 || p.tuple.Dst.Port() != 0
@@ -211,7 +221,7 @@ func (p *packet) field(base, offset, n int) (bits, truth) {
 	case baseNetwork:
 		header = p.networkHeader()
 	case baseTransport:
-		header = p.transportHeader()
+		header, there = p.transportHeader(), truthOf(!p.isLater())
 	default:
 		there = maybe
 	}
@@ -238,11 +248,17 @@ func (p *packet) linkHeader() (bits, truth) {
 
 // networkHeader is the IP header without options or extension headers.
 func (p *packet) networkHeader() bits {
+	if p.asked.ARP != 0 {
+		return p.arpHeader()
+	}
 	src, dst := p.tuple.Src.Addr(), p.tuple.Dst.Addr()
 	if p.is6() {
 		b := unknownBits(40)
 		b.data[0], b.known[0] = 0x60, 0xf0
 		b.set(6, []byte{byte(p.tuple.Protocol)})
+		if p.isPiece() {
+			b.set(6, []byte{unix.IPPROTO_FRAGMENT})
+		}
 		s, d := src.As16(), dst.As16()
 		b.set(8, s[:])
 		b.set(24, d[:])
@@ -250,9 +266,9 @@ func (p *packet) networkHeader() bits {
 	}
 	b := unknownBits(20)
 	b.data[0], b.known[0] = 0x40, 0xf0
-	if p.hasPorts() { // so it is whole or the first fragment: its offset is zero
-		b.known[6], b.known[7] = 0x1f, 0xff
-	}
+	offset, known := p.fragmentField()
+	binary.BigEndian.PutUint16(b.data[6:], offset)
+	binary.BigEndian.PutUint16(b.known[6:], known)
 	b.set(9, []byte{byte(p.tuple.Protocol)})
 	s, d := src.Unmap().As4(), dst.Unmap().As4()
 	b.set(12, s[:])
@@ -260,9 +276,13 @@ func (p *packet) networkHeader() bits {
 	return b
 }
 
-// transportHeader is the TCP or UDP header as far as it is known.
+// transportHeader is the TCP, UDP or ICMP header as far as it is known.
 func (p *packet) transportHeader() bits {
 	b := unknownBits(20)
+	if kind := p.asked.ICMPType; kind != 0 && p.tuple.Protocol == icmpProtocol(p.is6()) {
+		b.set(0, []byte{kind, p.asked.ICMPCode})
+		return b
+	}
 	if !p.hasPorts() {
 		return b
 	}
@@ -271,6 +291,16 @@ func (p *packet) transportHeader() bits {
 	if p.tuple.Protocol == trace.TCP && p.flags != 0 {
 		b.set(13, []byte{byte(p.flags)})
 	}
+	return b
+}
+
+// arpHeader is that of an ARP message (RFC 826).
+func (p *packet) arpHeader() bits {
+	b := unknownBits(28)
+	b.set(0, []byte{0, 1, 8, 0, 6, 4, 0, byte(p.asked.ARP)})
+	src, dst := p.tuple.Src.Addr().Unmap().As4(), p.tuple.Dst.Addr().Unmap().As4()
+	b.set(14, src[:])
+	b.set(24, dst[:])
 	return b
 }
 

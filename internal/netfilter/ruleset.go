@@ -107,6 +107,7 @@ type verdict struct {
 	chain  string
 	reject bool
 	queue  bool // for a program
+	queues queues
 }
 
 // Hook numbers (enum nf_inet_hooks, enum nf_dev_hooks).
@@ -127,10 +128,17 @@ var ipHooks = map[trace.NetfilterHook]uint32{
 	trace.Output: hookOutput, trace.Postrouting: hookPostrouting,
 }
 
+// arpHooks are those of ARP (include/uapi/linux/netfilter_arp.h).
+var arpHooks = map[trace.NetfilterHook]uint32{trace.Input: 0, trace.Output: 1}
+
 // hookedAt reports whether the base chain is at the hook for the packet's family.
 func (c *chain) hookedAt(p *packet) bool {
 	if c.base == nil || p.bridged != (c.table.family == familyBridge) {
 		return false
+	}
+	if isARP := c.table.family == familyARP; isARP || p.asked.ARP != 0 {
+		number, ok := arpHooks[p.hook]
+		return isARP && p.asked.ARP != 0 && ok && c.base.hook == number
 	}
 	switch c.table.family {
 	case familyNetdev:

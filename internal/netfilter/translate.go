@@ -38,6 +38,11 @@ type Change struct {
 	Translations []Translation
 	Mark         uint32
 	MarkKnown    bool // false: a rule sets the mark to what cannot be told from outside
+	Untracked    bool // a rule exempts the packet from connection tracking
+	ConnMark     trace.ConnMark
+	Clamped      bool // a rule lowers the size of segments that TCP agrees on
+	// Packet is as rules leave it that write addresses or ports to it themselves, without NAT; invalid: as it was.
+	Packet trace.Tuple
 }
 
 // Changes returns what the rules at a hook of the calling thread's namespace
@@ -52,7 +57,14 @@ func Changes(q trace.Question, in, out trace.Interface, hook trace.NetfilterHook
 	w := &walker{packet: p}
 	w.hook(rules.bases(p))
 	mark, known := p.mark.masked32()
-	change := Change{Translations: p.translations, Mark: mark, MarkKnown: known == ^uint32(0)}
+	change := Change{Translations: p.translations, Mark: mark, MarkKnown: known == ^uint32(0),
+		Untracked: p.untracked, Clamped: p.clamped}
+	if conn, known := p.connMark.masked32(); known == ^uint32(0) && q.ConnMark.Known {
+		change.ConnMark = trace.ConnMark{Known: true, Value: conn}
+	}
+	if p.asked.Packet != q.Packet {
+		change.Packet = p.asked.Packet
+	}
 	for i, t := range p.translations {
 		if t.Certain {
 			change.Translations = p.translations[:i+1]

@@ -21,8 +21,8 @@ func TestChanges(t *testing.T) {
 		hook              trace.NetfilterHook
 		six               bool
 		want              []Translation
-		mark              uint32
-		unknown           bool // the mark
+		mark, conn        uint32 // conn: the connection's; known where it was
+		unknown           bool   // the mark
 	}{
 		{name: "nft dnat", tool: "nft", rules: "table ip n { chain p { type nat hook prerouting priority -100; tcp dport 80 dnat to 10.2.0.20:8080; }; }\n", want: []Translation{dnat}},
 		{name: "nft dnat of IPv6", tool: "nft", six: true, rules: "table ip6 n { chain p { type nat hook prerouting priority -100; dnat to 2001:db8:2::20; }; }\n",
@@ -35,6 +35,9 @@ func TestChanges(t *testing.T) {
 		{name: "nft redirect", tool: "nft", rules: "table ip n { chain p { type nat hook prerouting priority -100; tcp dport 80 redirect to :8080; }; }\n",
 			want: []Translation{{Kind: Redirect, Port: 8080, Certain: true}}},
 		{name: "nft mark", tool: "nft", rules: "table ip n { chain p { type filter hook prerouting priority -150; tcp dport 80 meta mark set 5; }; }\n", mark: 5},
+		{name: "connmark", tool: "iptables-nft-restore", rules: "*mangle\n:PREROUTING ACCEPT\n-A PREROUTING -j CONNMARK --set-mark 9\n-A PREROUTING -j CONNMARK --restore-mark\nCOMMIT\n", conn: 9, mark: 9},
+		{name: "legacy connmark", tool: "iptables-legacy-restore", rules: "*mangle\n:PREROUTING ACCEPT\n-A PREROUTING -j MARK --set-mark 6\n-A PREROUTING -j CONNMARK --save-mark\nCOMMIT\n", conn: 6, mark: 6},
+		{name: "nft connmark", tool: "nft", rules: "table ip n { chain p { type filter hook prerouting priority -150; ct mark set 5; meta mark set ct mark; }; }\n", conn: 5, mark: 5},
 		{name: "nft mark of conntrack", tool: "nft", rules: "table ip n { chain p { type filter hook prerouting priority -150; meta mark set ct mark; }; }\n", unknown: true},
 		{name: "iptables", tool: "iptables-nft-restore", rules: "*nat\n:PREROUTING ACCEPT\n-A PREROUTING -d 203.0.113.80 -p tcp --dport 80 -j DNAT --to-destination 10.2.0.20:8080\nCOMMIT\n", want: []Translation{dnat}},
 		{name: "iptables of IPv6", tool: "ip6tables-nft-restore", six: true, rules: "*nat\n:PREROUTING ACCEPT\n-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 2001:db8:2::20\nCOMMIT\n",
@@ -50,7 +53,7 @@ func TestChanges(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			s.run("", "nft", "flush", "ruleset")
-			s.run("*nat\nCOMMIT\n", "iptables-legacy-restore")
+			s.run("*nat\nCOMMIT\n*mangle\nCOMMIT\n", "iptables-legacy-restore")
 			s.run("*nat\nCOMMIT\n", "ip6tables-legacy-restore")
 			if tt.tool == "nft" {
 				s.run(tt.rules, "nft", "-f", "-")
@@ -63,6 +66,7 @@ func TestChanges(t *testing.T) {
 				q.Packet.Src, q.Packet.Dst = netip.MustParseAddrPort("[2001:db8:1::7]:41000"), netip.MustParseAddrPort("[2001:db8:80::80]:80")
 			}
 			q.Conntrack = trace.Conntrack{Original: q.Packet, Reply: q.Packet.Reverse(), Info: infoNew}
+			q.ConnMark.Known = !tt.unknown
 			hook := tt.hook
 			if hook == "" {
 				hook = trace.Prerouting
@@ -78,8 +82,8 @@ func TestChanges(t *testing.T) {
 					got.Translations[i].Addr = netip.Addr{} // whatever it holds means nothing
 				}
 			}
-			want := Change{Translations: tt.want, Mark: tt.mark, MarkKnown: !tt.unknown}
-			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()); diff != "" {
+			want := Change{Translations: tt.want, Mark: tt.mark, MarkKnown: !tt.unknown, ConnMark: trace.ConnMark{Known: !tt.unknown, Value: tt.conn}}
+			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}), cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})

@@ -51,9 +51,13 @@ func verdictsOnce(q trace.Question, in, out trace.Interface, until time.Time) (f
 	}
 	routes := &kernelRoutes{}
 	in, out = withName(in, q.In), withName(out, q.Out)
+	tracking := q.Ahead && q.Fragment && rules.tracks(familyOf(q.Packet))
 	var queued []trace.FilterVerdict
 	for _, hook := range q.Filters {
-		drops, walkErr := rules.drops(atHook(q, in, out, hook, routes))
+		p := atHook(q, in, out, hook, routes)
+		p.tracking = tracking
+		p.at(priorityFilter)
+		drops, walkErr := rules.drops(p)
 		err = errors.Join(err, walkErr)
 		certain := len(found) == 0
 		for _, d := range drops {
@@ -77,6 +81,14 @@ func verdictsOnce(q trace.Question, in, out trace.Interface, until time.Time) (f
 	return append(found, queued...), socket != nil && socket.changed, err
 }
 
+// familyOf is a packet's own family.
+func familyOf(p trace.Tuple) family {
+	if p.Is6() {
+		return familyIP6
+	}
+	return familyIP
+}
+
 // readRuleset reads what the packet of q may meet.
 func readRuleset(q trace.Question, until time.Time) (*ruleset, *socket, error) {
 	rules := &ruleset{}
@@ -90,11 +102,7 @@ func readRuleset(q trace.Question, until time.Time) (*ruleset, *socket, error) {
 		rules.tables = tables
 		errs = append(errs, err)
 	}
-	f := familyIP
-	if q.Packet.Is6() {
-		f = familyIP6
-	}
-	legacy, err := readLegacy(f, q.Filters)
+	legacy, err := readLegacy(familyOf(q.Packet), q.Filters)
 	rules.tables = append(rules.tables, legacy...)
 	errs = append(errs, err)
 	return rules, s, errors.Join(errs...)
@@ -107,6 +115,7 @@ func (d drop) verdict(hook trace.NetfilterHook) trace.FilterVerdict {
 		Hook: hook, Backend: t.backend, Family: t.family.String(), Table: t.name, Chain: d.chain.name,
 		Reject: d.reject, Certain: d.certain, Queue: d.queue, Packets: d.counter().packets, Counted: d.counter().counted,
 	}
+	v.Queues, v.Bypass = [2]uint16{d.queues.first, d.queues.last}, d.queues.bypass
 	if d.rule == nil {
 		v.Policy, v.Rule = true, "policy drop"
 		if t.iptables() {

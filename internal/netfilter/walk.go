@@ -24,6 +24,7 @@ type drop struct {
 	reject  bool
 	certain bool
 	queue   bool // it does not drop, but hands the packet to a program
+	queues  queues
 }
 
 // counter is the counter of the rule or policy.
@@ -96,6 +97,8 @@ func setsMark(e expr) bool {
 		return e.key == metaMark
 	case xtSetMark:
 		return true
+	case xtConnMark:
+		return e.mode == connMarkRestore
 	}
 	return false
 }
@@ -290,7 +293,7 @@ func (w *walker) take(c *chain, r *rule, v result, s *stay, out *outcome, depth 
 		s.leave(v.truth)
 	case verdictAccept, verdictStolen, verdictQueue:
 		if v.queue && len(w.queued) < mostCandidates {
-			w.queued = append(w.queued, drop{chain: c, rule: r, certain: inside.certain, queue: true})
+			w.queued = append(w.queued, drop{chain: c, rule: r, certain: inside.certain, queue: true, queues: v.queues})
 		}
 		out.ended = true
 		s.leave(v.truth)

@@ -43,10 +43,16 @@ func decodeMatcher(name string, revision uint8, data []byte, is6 bool) matcher {
 		m = &xtState{mask: r.u32()}
 	case name == "conntrack" && revision >= 1 && revision <= 3:
 		m = decodeConntrack(r, revision, is6)
+	case (name == "icmp" || name == "icmp6") && revision == 0:
+		m = decodeICMP(r, is6)
+	case name == "frag" && revision == 0:
+		m = decodeFrag(r)
 	case name == "comment" && revision == 0:
 		return xtComment(cString(data))
 	case name == "mark" && revision == 1:
 		m = &xtMark{value: r.u32(), mask: r.u32(), invert: r.u8() != 0}
+	case name == "connmark" && revision == 1:
+		m = &xtConnMarked{xtMark{value: r.u32(), mask: r.u32(), invert: r.u8() != 0}}
 	case name == "addrtype" && revision <= 1:
 		m = decodeAddrType(r, revision)
 	case name == "iprange" && revision == 1:
@@ -129,15 +135,30 @@ func decodeTarget(name string, revision uint8, data []byte, is6 bool) []expr {
 			return []expr{xtSetMark{value: r.u32(), mask: r.u32()}}
 		}
 		return []expr{xtSetMark{unknown: true, name: name}}
-	case "CONNMARK", "HMARK":
+	case "CONNMARK":
+		if e, ok := decodeConnMark(r, revision); ok {
+			return []expr{e}
+		}
+		return []expr{xtSetMark{unknown: true, name: name}}
+	case "HMARK":
 		return []expr{xtSetMark{unknown: true, name: name}}
 	case "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP":
 		return []expr{translate{text: "-j " + name, to: decodeTargetNAT(name, revision, data, is6)}}
 	case "NFQUEUE":
-		return []expr{opaqueEnd{text: fmt.Sprintf("-j NFQUEUE --queue-num %d", r.u16()), sure: true, queue: true}}
+		to := decodeQueues(r, revision)
+		return []expr{opaqueEnd{text: fmt.Sprintf("-j NFQUEUE --queue-num %d", to.first), sure: true, queue: true, queues: to}}
 	case "TPROXY", "SYNPROXY":
 		return []expr{opaqueEnd{text: "-j " + name}}
-	case "LOG", "NFLOG", "CT", "NOTRACK", "TCPMSS", "TCPOPTSTRIP", "DSCP", "TOS", "TTL", "HL", "CHECKSUM",
+	case "NOTRACK":
+		return []expr{untrack{text: "-j NOTRACK"}}
+	case "CT":
+		if r.u16()&ctNotrack != 0 {
+			return []expr{untrack{text: "-j CT --notrack"}}
+		}
+		return []expr{passive{text: "-j CT"}}
+	case "TCPMSS":
+		return []expr{clamp{text: "-j TCPMSS"}}
+	case "LOG", "NFLOG", "TCPOPTSTRIP", "DSCP", "TOS", "TTL", "HL", "CHECKSUM",
 		"CLASSIFY", "SET", "TRACE", "AUDIT", "SECMARK", "CONNSECMARK", "TEE", "LED", "IDLETIMER", "RATEEST", "ECN", "ULOG":
 		return []expr{passive{text: "-j " + name}}
 	}

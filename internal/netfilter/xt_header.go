@@ -46,7 +46,10 @@ func (x *xtHeader) matches(p *packet) truth {
 	}
 	if x.fragment {
 		f := maybe
-		if p.hasPorts() {
+		switch {
+		case p.isLater():
+			f = yes
+		case p.hasPorts(), p.asked.Ahead:
 			f = no
 		}
 		t = t.and(f.xor(has(invertFragment)))

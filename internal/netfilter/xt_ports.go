@@ -58,7 +58,7 @@ func decodePorts(r *reader, p trace.Protocol) *xtPorts {
 }
 
 func (x *xtPorts) matches(p *packet) truth {
-	if p.tuple.Protocol != x.protocol {
+	if p.tuple.Protocol != x.protocol || p.isLater() {
 		return no
 	}
 	t := yes
@@ -163,7 +163,10 @@ func decodeMultiport(r *reader, revision uint8) matcher {
 }
 
 func (x *xtMultiport) matches(p *packet) truth {
-	if !p.hasPorts() {
+	switch {
+	case p.isLater():
+		return no
+	case !p.hasPorts():
 		return maybe
 	}
 	src, dst := p.tuple.Src.Port(), p.tuple.Dst.Port()

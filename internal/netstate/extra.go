@@ -15,5 +15,8 @@ func (r *reading) extraSections() []section {
 	if r.q.Receivers {
 		extra = append(extra, section{"sockets", r.readReceivers})
 	}
+	if r.q.Switched != 0 {
+		extra = append(extra, section{"Open vSwitch", r.readSwitch})
+	}
 	return extra
 }

@@ -292,6 +292,7 @@ func (r *reading) sections() []section {
 		{"neighbour", r.readNextHop},
 		{"previous hop", r.readPreviousHop},
 		{"gateways", r.readGateways},
+		{"owned address", r.readOwned},
 	}
 	if p := r.q.Packet.Protocol; p == trace.TCP || p == trace.UDP {
 		all = append(all, section{"listeners", r.readListeners})

@@ -33,12 +33,13 @@ type Link struct {
 	Master    uint32 // bridge, bond or VRF that it belongs to; 0: none
 	Lower     Port   // veth: its peer; VLAN, macvlan and the like: the device below; zero: none, or not known
 	VLAN      int    // tag of a VLAN device
-	VNI       int    // of a VXLAN or Geneve device
+	VNI       int    // of a VXLAN or Geneve device; of GRE its key
 	Port4     int    // UDP port of a VXLAN device
 	External  bool   // whoever sends chooses VNI and addresses
 	Local     netip.Addr
 	Remote    netip.Addr
 	Addresses []netip.Prefix
+	Bridging  Bridging
 	// ARPIgnore and ARPAnnounce are the sysctls in effect; ProxyARP says that it
 	// answers for others, in ARP or in ND.
 	ARPIgnore, ARPAnnounce int
@@ -160,6 +161,9 @@ func (t *Topology) read(ns trace.Netns, handles map[trace.Netns]netns.NsHandle) 
 		found := newLink(ns, l, peers)
 		t.Links[found.Port] = found
 	}
+	if err := t.readBridging(ns, h, links); err != nil {
+		t.Unread = append(t.Unread, fmt.Sprintf("bridge ports of namespace %d: %v", ns, err))
+	}
 	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return fmt.Errorf("list addresses: %w", err)
@@ -201,10 +205,13 @@ func newLink(ns trace.Netns, l netlink.Link, peers map[int]trace.Netns) *Link {
 	case *netlink.Geneve:
 		found.VNI, found.Port4, found.Remote, found.External = int(d.ID), int(d.Dport), addrOf(d.Remote), d.FlowBased
 	case *netlink.Iptun:
+		found.External = d.FlowBased
 		found.Local, found.Remote = addrOf(d.Local), addrOf(d.Remote)
 	case *netlink.Gretun:
+		found.VNI, found.External = int(d.IKey), d.FlowBased
 		found.Local, found.Remote = addrOf(d.Local), addrOf(d.Remote)
 	case *netlink.Gretap:
+		found.VNI, found.External = int(d.IKey), d.FlowBased
 		found.Local, found.Remote = addrOf(d.Local), addrOf(d.Remote)
 	case *netlink.Ip6tnl:
 		found.Local, found.Remote = addrOf(d.Local), addrOf(d.Remote)

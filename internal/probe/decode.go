@@ -3,6 +3,7 @@ package probe
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -32,6 +33,7 @@ type decoder struct {
 	symbols *symbols
 	clock   clock
 	names   map[[16]int8]string
+	modules moduleReasons
 }
 
 func newDecoder(reasons reasonEnums, symbols *symbols) *decoder {
@@ -49,6 +51,7 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 		Hook:          trace.Hook(e.Hook),
 		Netns:         trace.Netns(e.Netns),
 		Device:        trace.Device{Index: e.Ifindex, Name: d.name(e.Device)},
+		Kind:          d.name(e.Kind),
 		Tuple:         tuple(&e.Tuple, false),
 		SKB:           e.Skb,
 		Flags:         trace.TCPFlags(e.TcpFlags),
@@ -75,6 +78,9 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 		TTL:           e.Ttl,
 		DontFragment:  e.IpFlags&uint8(dropIpFlagIP_FLAG_DF) != 0,
 		MoreFragments: e.IpFlags&uint8(dropIpFlagIP_FLAG_MF) != 0,
+	}
+	if ev.Inner {
+		ev.Reporter = address(&e.Reporter, e.Tuple.Family, false)
 	}
 	ev.Conntrack.Info = e.CtInfo
 	if e.Flags&uint8(dropEventFlagEVENT_HAS_CONNTRACK) != 0 {
@@ -113,6 +119,7 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 	case trace.HookDrop:
 		ev.Reason = d.dropReason(e.Reason)
 		ev.Symbol = d.symbols.name(e.Symbol)
+		d.upcall(e, ev)
 		if e.Input != 0 {
 			ev.Input = d.symbols.name(e.Input)
 		}
@@ -143,7 +150,20 @@ func (d *decoder) dropReason(reason int32) string {
 	if reason < 0 && d.reasons.drops == nil {
 		return refusalReason(syscall.Errno(-reason))
 	}
-	return d.reasons.drops[reason]
+	if name, ok := d.reasons.drops[reason]; ok || reason>>subsystemShift <= 0 {
+		return name
+	}
+	return d.modules.name(reason)
+}
+
+// upcall fills in why Open vSwitch could not ask its daemon about a packet.
+func (d *decoder) upcall(e *dropEvent, ev *trace.Event) {
+	if verdictFunction(e.Function) == verdictFunctionFUNCTION_UPCALL {
+		ev.Symbol = upcallFunction
+	}
+	if e.Reason < 0 && strings.HasPrefix(ev.Symbol, "ovs_dp_") {
+		ev.Reason, ev.Errno = "", syscall.Errno(-e.Reason)
+	}
 }
 
 // netfilterFamilies are the protocol families by their numbers (include/uapi/linux/netfilter.h).

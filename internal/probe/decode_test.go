@@ -13,7 +13,7 @@ import (
 )
 
 func testDecoder() *decoder {
-	s, err := parseSymbols(strings.NewReader("ffffffff81000000 T first\nffffffff81000100 t nft_do_chain\nffffffff81000200 T last\n"), strings.NewReader(""))
+	s, err := parseSymbols(strings.NewReader("ffffffff81000000 T first\nffffffff81000100 t nft_do_chain\nffffffff81000200 T last\n"), nil)
 	if err != nil {
 		panic(err)
 	}
@@ -194,7 +194,7 @@ func FuzzDecode(f *testing.F) {
 
 func TestSymbols(t *testing.T) {
 	s, err := parseSymbols(strings.NewReader("ffffffff81000000 T first\nffffffff81000000 T alias\nffffffff81000040 D data\nffffffff81000100 t second\nffffffff81002000 t in_module [nf_tables]\nbroken\nzz T x\nffffffff81001000 T last\n"),
-		strings.NewReader("nf_tables 64 0 - Live 0xffffffff81002000\nbroken\n"))
+		parseModules(strings.NewReader("nf_tables 64 0 - Live 0xffffffff81002000\nbroken\n")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +214,7 @@ func TestSymbols(t *testing.T) {
 func FuzzSymbols(f *testing.F) {
 	f.Add("ffffffff81000000 T first\nffffffff81000100 t second [m]\n", uint64(0xffffffff81000001))
 	f.Fuzz(func(t *testing.T, text string, addr uint64) {
-		s, err := parseSymbols(strings.NewReader(text), strings.NewReader(text))
+		s, err := parseSymbols(strings.NewReader(text), parseModules(strings.NewReader(text)))
 		if err != nil {
 			return
 		}
@@ -227,5 +227,38 @@ func TestIgnoredBits(t *testing.T) {
 	bits := ignoredBits(reasons{1: "CONSUMED", 70: "OTHERHOST", 9: "NETFILTER_DROP", 100000: "QUEUE_PURGE"}, 2)
 	if bits[0] != 1<<1 || bits[1] != 1<<6 {
 		t.Errorf("bits = %b", bits)
+	}
+}
+
+// Open vSwitch's errors come in the place of a drop reason.
+func TestDecodeUpcall(t *testing.T) {
+	d := testDecoder()
+	d.symbols.table.names = []byte(strings.Replace(string(d.symbols.table.names), "nft_do_chain", "ovs_dp_proce", 1))
+	for name, tt := range map[string]struct {
+		e      dropEvent
+		symbol string
+		errno  syscall.Errno
+	}{
+		"dropped for it":       {dropEvent{Symbol: 0xffffffff81000123, Reason: -111}, "ovs_dp_proce", syscall.ECONNREFUSED},
+		"told by the function": {dropEvent{Function: uint8(verdictFunctionFUNCTION_UPCALL), Reason: -11}, upcallFunction, syscall.EAGAIN},
+		"dropped elsewhere":    {dropEvent{Symbol: 0xffffffff81000001, Reason: -111}, "first", 0},
+	} {
+		var ev trace.Event
+		tt.e.Hook, tt.e.Tuple = uint16(dropHookHOOK_DROP), tuple4()
+		if err := d.decode(record(tt.e), &ev); err != nil || ev.Symbol != tt.symbol || ev.Errno != tt.errno || ev.Reason != "" {
+			t.Errorf("%s: symbol %q, errno %v, reason %q, %v; want %q, %v", name, ev.Symbol, ev.Errno, ev.Reason, err, tt.symbol, tt.errno)
+		}
+	}
+}
+
+// A module's reasons are named where the module is loaded; a number alone is no name.
+func TestModuleReasons(t *testing.T) {
+	const lastAction = 3<<subsystemShift + 1
+	want := ""
+	if isLoaded("openvswitch") && readModuleReasons()[lastAction] != "" {
+		want = "OVS_DROP_LAST_ACTION"
+	}
+	if got := testDecoder().dropReason(lastAction); got != want {
+		t.Errorf("reason %#x is called %q, want %q", lastAction, got, want)
 	}
 }

@@ -69,6 +69,8 @@ type dropEvent struct {
 	IpId       uint16
 	IpFlags    uint8
 	Pad3       uint8
+	Kind       [16]int8
+	Reporter   [16]uint8
 }
 
 type dropEventConntrack struct {
@@ -231,6 +233,21 @@ type dropUdpRate struct {
 	Flows  uint64
 }
 
+type dropUdpSender struct {
+	_    structs.HostLayout
+	Pid  uint32
+	Pgid uint32
+	Comm [16]int8
+}
+
+type dropUdpSocket struct {
+	_      structs.HostLayout
+	Netns  uint32
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -246,6 +263,7 @@ const (
 	dropMapUdpFlows       = "udp_flows"
 	dropMapUdpPeers       = "udp_peers"
 	dropMapUdpRates       = "udp_rates"
+	dropMapUdpSenders     = "udp_senders"
 	dropProgTraceDrop     = "trace_drop"
 	dropVarAbiDns         = "abi_dns"
 	dropVarAbiDnsFlag     = "abi_dns_flag"
@@ -325,6 +343,7 @@ type dropMapSpecs struct {
 	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
 }
 
 // dropVariableSpecs contains global variables before they are loaded into the kernel.
@@ -380,6 +399,7 @@ type dropMaps struct {
 	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
 }
 
 func (m *dropMaps) Close() error {
@@ -395,6 +415,7 @@ func (m *dropMaps) Close() error {
 		m.UdpFlows,
 		m.UdpPeers,
 		m.UdpRates,
+		m.UdpSenders,
 	)
 }
 

@@ -31,6 +31,7 @@ var functions = []function{
 	{name: "ip6t_do_table", group: "netfilter", module: "ip6_tables", program: verdictProgExitIpTable, kind: verdictFunctionFUNCTION_IP_TABLE},
 	{name: "nf_conntrack_in", group: "netfilter", module: "nf_conntrack", program: verdictProgExitConntrack, kind: verdictFunctionFUNCTION_CONNTRACK},
 	{name: "ip_route_input_noref", group: "route", program: verdictProgExitRouteInput, kind: verdictFunctionFUNCTION_ROUTE_INPUT, withoutReasons: true},
+	{name: upcallFunction, group: "openvswitch", module: "openvswitch", program: verdictProgExitUpcall, kind: verdictFunctionFUNCTION_UPCALL},
 }
 
 // attachedFunction is a function of the table and what became of it.
@@ -87,11 +88,13 @@ func (l *loader) attachFunction(object *ebpf.CollectionSpec, f *attachedFunction
 		return
 	}
 	f.status.Means = ""
+	if errors.Is(fexitErr, errNoTypes) && f.module != "" && !isLoaded(f.module) {
+		// Whatever a kernel says that has no such function yet.
+		f.status.State, f.status.Reason = Absent, fmt.Sprintf("module %s is not loaded; attached when it is", f.module)
+		return
+	}
 	if errors.Is(fexitErr, errNoTypes) && (errors.Is(kprobeErr, errNoFunction) || errors.Is(kprobeErr, os.ErrNotExist)) {
 		f.status.State, f.status.Reason = Absent, errNoFunction.Error()
-		if f.module != "" && !isLoaded(f.module) {
-			f.status.Reason = fmt.Sprintf("module %s is not loaded; attached when it is", f.module)
-		}
 		return
 	}
 	f.status.State = Refused

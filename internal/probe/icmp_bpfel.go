@@ -72,6 +72,21 @@ type icmpUdpRate struct {
 	Flows  uint64
 }
 
+type icmpUdpSender struct {
+	_    structs.HostLayout
+	Pid  uint32
+	Pgid uint32
+	Comm [16]int8
+}
+
+type icmpUdpSocket struct {
+	_      structs.HostLayout
+	Netns  uint32
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -86,6 +101,7 @@ const (
 	icmpMapUdpFlows       = "udp_flows"
 	icmpMapUdpPeers       = "udp_peers"
 	icmpMapUdpRates       = "udp_rates"
+	icmpMapUdpSenders     = "udp_senders"
 	icmpProgTraceIcmpSent = "trace_icmp_sent"
 	icmpVarNamesSymbols   = "names_symbols"
 	icmpVarTypedArguments = "typed_arguments"
@@ -150,6 +166,7 @@ type icmpMapSpecs struct {
 	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
 }
 
 // icmpVariableSpecs contains global variables before they are loaded into the kernel.
@@ -190,6 +207,7 @@ type icmpMaps struct {
 	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
 }
 
 func (m *icmpMaps) Close() error {
@@ -204,6 +222,7 @@ func (m *icmpMaps) Close() error {
 		m.UdpFlows,
 		m.UdpPeers,
 		m.UdpRates,
+		m.UdpSenders,
 	)
 }
 

@@ -72,6 +72,21 @@ type neighborUdpRate struct {
 	Flows  uint64
 }
 
+type neighborUdpSender struct {
+	_    structs.HostLayout
+	Pid  uint32
+	Pgid uint32
+	Comm [16]int8
+}
+
+type neighborUdpSocket struct {
+	_      structs.HostLayout
+	Netns  uint32
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -86,6 +101,7 @@ const (
 	neighborMapUdpFlows             = "udp_flows"
 	neighborMapUdpPeers             = "udp_peers"
 	neighborMapUdpRates             = "udp_rates"
+	neighborMapUdpSenders           = "udp_senders"
 	neighborProgTraceNeighborTimer  = "trace_neighbor_timer"
 	neighborProgTraceNeighborUpdate = "trace_neighbor_update"
 	neighborVarNamesSymbols         = "names_symbols"
@@ -152,6 +168,7 @@ type neighborMapSpecs struct {
 	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
 }
 
 // neighborVariableSpecs contains global variables before they are loaded into the kernel.
@@ -192,6 +209,7 @@ type neighborMaps struct {
 	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
 }
 
 func (m *neighborMaps) Close() error {
@@ -206,6 +224,7 @@ func (m *neighborMaps) Close() error {
 		m.UdpFlows,
 		m.UdpPeers,
 		m.UdpRates,
+		m.UdpSenders,
 	)
 }
 

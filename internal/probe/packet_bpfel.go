@@ -72,6 +72,21 @@ type packetUdpRate struct {
 	Flows  uint64
 }
 
+type packetUdpSender struct {
+	_    structs.HostLayout
+	Pid  uint32
+	Pgid uint32
+	Comm [16]int8
+}
+
+type packetUdpSocket struct {
+	_      structs.HostLayout
+	Netns  uint32
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -86,6 +101,7 @@ const (
 	packetMapUdpFlows       = "udp_flows"
 	packetMapUdpPeers       = "udp_peers"
 	packetMapUdpRates       = "udp_rates"
+	packetMapUdpSenders     = "udp_senders"
 	packetProgTraceReceive  = "trace_receive"
 	packetProgTraceTransmit = "trace_transmit"
 	packetVarNamesSymbols   = "names_symbols"
@@ -153,6 +169,7 @@ type packetMapSpecs struct {
 	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
 }
 
 // packetVariableSpecs contains global variables before they are loaded into the kernel.
@@ -194,6 +211,7 @@ type packetMaps struct {
 	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
 }
 
 func (m *packetMaps) Close() error {
@@ -208,6 +226,7 @@ func (m *packetMaps) Close() error {
 		m.UdpFlows,
 		m.UdpPeers,
 		m.UdpRates,
+		m.UdpSenders,
 	)
 }
 

@@ -72,6 +72,21 @@ type routeUdpRate struct {
 	Flows  uint64
 }
 
+type routeUdpSender struct {
+	_    structs.HostLayout
+	Pid  uint32
+	Pgid uint32
+	Comm [16]int8
+}
+
+type routeUdpSocket struct {
+	_      structs.HostLayout
+	Netns  uint32
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -86,6 +101,7 @@ const (
 	routeMapUdpFlows         = "udp_flows"
 	routeMapUdpPeers         = "udp_peers"
 	routeMapUdpRates         = "udp_rates"
+	routeMapUdpSenders       = "udp_senders"
 	routeProgTraceRouteMiss4 = "trace_route_miss4"
 	routeProgTraceRouteMiss6 = "trace_route_miss6"
 	routeVarNamesSymbols     = "names_symbols"
@@ -152,6 +168,7 @@ type routeMapSpecs struct {
 	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
 }
 
 // routeVariableSpecs contains global variables before they are loaded into the kernel.
@@ -192,6 +209,7 @@ type routeMaps struct {
 	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
 }
 
 func (m *routeMaps) Close() error {
@@ -206,6 +224,7 @@ func (m *routeMaps) Close() error {
 		m.UdpFlows,
 		m.UdpPeers,
 		m.UdpRates,
+		m.UdpSenders,
 	)
 }
 

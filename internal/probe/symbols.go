@@ -20,8 +20,8 @@ import (
 // or with kernel.kptr_restrict=2.
 const symbolsPath = "/proc/kallsyms"
 
-// reloadInterval is how often the symbol table is read at most. It is read again
-// for an address in none of the modules that it knows.
+// reloadInterval is how often the symbol table is read at most while the modules
+// stay the same. It is read again for an address in none of those that it knows.
 const reloadInterval = time.Second
 
 // symbols names kernel functions by address: as the kernel named them when it told
@@ -32,6 +32,8 @@ type symbols struct {
 	names map[uint64]string
 	table *symbolTable
 	read  time.Time
+	// modules is where modules were when the table was read.
+	modules []span
 }
 
 func newSymbols(named *ebpf.Map) *symbols {
@@ -72,16 +74,31 @@ func (s *symbols) nameByKernel(addr uint64) string {
 
 func (s *symbols) nameByTable(addr uint64) string {
 	name := s.table.name(addr)
-	if name == "" && time.Since(s.read) > reloadInterval && s.readTable() {
+	if name == "" && s.isOld() && s.readTable() {
 		name = s.table.name(addr)
 	}
 	return name
 }
 
+// isOld reports whether the table may know more if it is read again: a module's
+// first packets come as soon as it is loaded.
+func (s *symbols) isOld() bool {
+	if time.Since(s.read) > reloadInterval {
+		return true
+	}
+	modules, err := readModules()
+	return err == nil && !slices.Equal(modules, s.modules)
+}
+
 // readTable reads /proc/kallsyms, and reports whether it has addresses.
 func (s *symbols) readTable() bool {
 	s.read = time.Now()
-	table, err := readSymbolTable()
+	modules, err := readModules()
+	if err != nil {
+		return false
+	}
+	s.modules = modules
+	table, err := readSymbolTable(modules)
 	if err != nil || len(table.addrs) == 0 {
 		return false
 	}
@@ -102,22 +119,27 @@ type span struct{ start, end uint64 }
 
 func (s span) holds(addr uint64) bool { return s.start <= addr && addr < s.end }
 
-// readSymbolTable reads the text symbols of /proc/kallsyms and where modules are.
-func readSymbolTable() (*symbolTable, error) {
-	modules, err := os.ReadFile(modulesPath)
-	if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel may have no modules at all
-		return nil, err
-	}
+// readSymbolTable reads the text symbols of /proc/kallsyms.
+func readSymbolTable(modules []span) (*symbolTable, error) {
 	symbols, err := os.Open(symbolsPath)
 	if err != nil {
 		return nil, err
 	}
 	defer symbols.Close()
-	return parseSymbols(symbols, bytes.NewReader(modules))
+	return parseSymbols(symbols, modules)
 }
 
 // modulesPath lists modules with size and address: "nf_tables 270336 0 - Live 0xffffffffc0a3c000".
 const modulesPath = "/proc/modules"
+
+// readModules returns where modules are.
+func readModules() ([]span, error) {
+	modules, err := os.ReadFile(modulesPath)
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel may have no modules at all
+		return nil, err
+	}
+	return parseModules(bytes.NewReader(modules)), nil
+}
 
 func parseModules(r io.Reader) (spans []span) {
 	scan := bufio.NewScanner(r)
@@ -135,9 +157,9 @@ func parseModules(r io.Reader) (spans []span) {
 	return spans
 }
 
-// parseSymbols reads lines "ffffffff81000000 T _text [module]" and /proc/modules.
-// Lines that are not of this form are passed over.
-func parseSymbols(r, modules io.Reader) (*symbolTable, error) {
+// parseSymbols reads lines "ffffffff81000000 T _text [module]". Lines that are not
+// of this form are passed over.
+func parseSymbols(r io.Reader, modules []span) (*symbolTable, error) {
 	kernel := span{start: ^uint64(0)}
 	type symbol struct {
 		addr uint64
@@ -168,7 +190,7 @@ func parseSymbols(r, modules io.Reader) (*symbolTable, error) {
 		return nil, fmt.Errorf("read kernel symbols: %w", err)
 	}
 	sort.SliceStable(all, func(i, j int) bool { return all[i].addr < all[j].addr })
-	s := &symbolTable{spans: append(parseModules(modules), kernel)}
+	s := &symbolTable{spans: append(slices.Clone(modules), kernel)}
 	for _, sym := range all {
 		if n := len(s.addrs); n > 0 && s.addrs[n-1] == sym.addr {
 			continue // an alias

@@ -72,6 +72,21 @@ type tcpUdpRate struct {
 	Flows  uint64
 }
 
+type tcpUdpSender struct {
+	_    structs.HostLayout
+	Pid  uint32
+	Pgid uint32
+	Comm [16]int8
+}
+
+type tcpUdpSocket struct {
+	_      structs.HostLayout
+	Netns  uint32
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -86,6 +101,7 @@ const (
 	tcpMapUdpFlows               = "udp_flows"
 	tcpMapUdpPeers               = "udp_peers"
 	tcpMapUdpRates               = "udp_rates"
+	tcpMapUdpSenders             = "udp_senders"
 	tcpProgTraceResetReceived    = "trace_reset_received"
 	tcpProgTraceResetSent        = "trace_reset_sent"
 	tcpProgTraceRetransmit       = "trace_retransmit"
@@ -159,6 +175,7 @@ type tcpMapSpecs struct {
 	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
 }
 
 // tcpVariableSpecs contains global variables before they are loaded into the kernel.
@@ -200,6 +217,7 @@ type tcpMaps struct {
 	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
 }
 
 func (m *tcpMaps) Close() error {
@@ -214,6 +232,7 @@ func (m *tcpMaps) Close() error {
 		m.UdpFlows,
 		m.UdpPeers,
 		m.UdpRates,
+		m.UdpSenders,
 	)
 }
 

@@ -33,6 +33,7 @@ const (
 	verdictFunctionFUNCTION_IP_TABLE    verdictFunction = 2
 	verdictFunctionFUNCTION_CONNTRACK   verdictFunction = 3
 	verdictFunctionFUNCTION_ROUTE_INPUT verdictFunction = 4
+	verdictFunctionFUNCTION_UPCALL      verdictFunction = 5
 )
 
 type verdictLastPacket struct {
@@ -89,6 +90,21 @@ type verdictUdpRate struct {
 	Flows  uint64
 }
 
+type verdictUdpSender struct {
+	_    structs.HostLayout
+	Pid  uint32
+	Pgid uint32
+	Comm [16]int8
+}
+
+type verdictUdpSocket struct {
+	_      structs.HostLayout
+	Netns  uint32
+	Port   uint16
+	Family uint8
+	Pad    uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -104,12 +120,14 @@ const (
 	verdictMapUdpFlows        = "udp_flows"
 	verdictMapUdpPeers        = "udp_peers"
 	verdictMapUdpRates        = "udp_rates"
+	verdictMapUdpSenders      = "udp_senders"
 	verdictMapUnderWay        = "under_way"
 	verdictProgExitConntrack  = "exit_conntrack"
 	verdictProgExitHookSlow   = "exit_hook_slow"
 	verdictProgExitIpTable    = "exit_ip_table"
 	verdictProgExitNftChain   = "exit_nft_chain"
 	verdictProgExitRouteInput = "exit_route_input"
+	verdictProgExitUpcall     = "exit_upcall"
 	verdictProgKprobeEnter    = "kprobe_enter"
 	verdictProgKprobeLeave    = "kprobe_leave"
 	verdictVarAbiFunction     = "abi_function"
@@ -167,6 +185,7 @@ type verdictProgramSpecs struct {
 	ExitIpTable    *ebpf.ProgramSpec `ebpf:"exit_ip_table"`
 	ExitNftChain   *ebpf.ProgramSpec `ebpf:"exit_nft_chain"`
 	ExitRouteInput *ebpf.ProgramSpec `ebpf:"exit_route_input"`
+	ExitUpcall     *ebpf.ProgramSpec `ebpf:"exit_upcall"`
 	KprobeEnter    *ebpf.ProgramSpec `ebpf:"kprobe_enter"`
 	KprobeLeave    *ebpf.ProgramSpec `ebpf:"kprobe_leave"`
 }
@@ -186,6 +205,7 @@ type verdictMapSpecs struct {
 	UdpFlows       *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
 	UnderWay       *ebpf.MapSpec `ebpf:"under_way"`
 }
 
@@ -232,6 +252,7 @@ type verdictMaps struct {
 	UdpFlows       *ebpf.Map `ebpf:"udp_flows"`
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
+	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
 	UnderWay       *ebpf.Map `ebpf:"under_way"`
 }
 
@@ -248,6 +269,7 @@ func (m *verdictMaps) Close() error {
 		m.UdpFlows,
 		m.UdpPeers,
 		m.UdpRates,
+		m.UdpSenders,
 		m.UnderWay,
 	)
 }
@@ -273,6 +295,7 @@ type verdictPrograms struct {
 	ExitIpTable    *ebpf.Program `ebpf:"exit_ip_table"`
 	ExitNftChain   *ebpf.Program `ebpf:"exit_nft_chain"`
 	ExitRouteInput *ebpf.Program `ebpf:"exit_route_input"`
+	ExitUpcall     *ebpf.Program `ebpf:"exit_upcall"`
 	KprobeEnter    *ebpf.Program `ebpf:"kprobe_enter"`
 	KprobeLeave    *ebpf.Program `ebpf:"kprobe_leave"`
 }
@@ -284,6 +307,7 @@ func (p *verdictPrograms) Close() error {
 		p.ExitIpTable,
 		p.ExitNftChain,
 		p.ExitRouteInput,
+		p.ExitUpcall,
 		p.KprobeEnter,
 		p.KprobeLeave,
 	)

@@ -162,7 +162,7 @@ func (t Text) replyLine(f *tracev1.Finding, p *tracev1.Path) []word {
 	switch {
 	case len(ws) == 0 && f.GetId() == "port-not-listening": // a reset is no hop, but it was sent
 		at := f.GetWhere()
-		return append([]word{unbroken(bold, way{trim: t.Trim}.box(at.GetNetns(), at.GetNetnsInode(), at.GetWorkload()))}, words(plain, "RST")...)
+		return append([]word{unbroken(bold, t.replyWay(p).hopBox(whereHop(at)))}, words(plain, "RST")...)
 	case len(ws) == 0 && foretold(f):
 		return words(dim, "none is sent yet")
 	case len(ws) == 0:
@@ -202,8 +202,12 @@ func line(f *tracev1.Finding, w way, d tracev1.Direction) []word {
 	case len(w.hops) > 0:
 		return append(w.draw(-1, nil), mark...)
 	}
-	at0 := f.GetWhere()
-	return append([]word{unbroken(bold, w.box(at0.GetNetns(), at0.GetNetnsInode(), at0.GetWorkload()))}, mark...)
+	return append([]word{unbroken(bold, w.hopBox(whereHop(f.GetWhere())))}, mark...)
+}
+
+// whereHop is the place of a fault as a hop.
+func whereHop(at *tracev1.Where) *tracev1.Hop {
+	return &tracev1.Hop{Netns: at.GetNetns(), NetnsInode: at.GetNetnsInode(), Workload: at.GetWorkload(), Node: at.GetNode()}
 }
 
 // neverLeft reports whether the answering host did not send the reply at all.

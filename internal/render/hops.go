@@ -17,14 +17,15 @@ type way struct {
 	src, dst string // what the first hop should carry; a difference is NAT
 	origin   string // who sent it, if that was not seen
 	trim     string // Text.Trim
+	nodes    bool   // the path goes over several: their names are told
 }
 
 func (t Text) requestWay(p *tracev1.Path) way {
-	return way{p.GetRequest(), p.GetClient(), p.GetServer(), host(p.GetClient()), t.Trim}
+	return way{p.GetRequest(), p.GetClient(), p.GetServer(), host(p.GetClient()), t.Trim, severalNodes(p)}
 }
 
 func (t Text) replyWay(p *tracev1.Path) way {
-	w := way{p.GetReply(), p.GetServer(), p.GetClient(), host(p.GetServer()), t.Trim}
+	w := way{p.GetReply(), p.GetServer(), p.GetClient(), host(p.GetServer()), t.Trim, severalNodes(p)}
 	if n := len(p.GetRequest()); n > 0 {
 		last := p.GetRequest()[n-1]
 		w.src, w.dst = last.GetDestination(), last.GetSource()
@@ -46,6 +47,9 @@ func (w way) draw(stop int, mark []word) []word {
 			ws = append(ws, words(dim, "(and went on)")...)
 		}
 		ws = append(ws, w.hopWord(h, arrow))
+		if kind := h.GetOutTunnel(); kind != "" {
+			ws = append(ws, unbroken(dim, "("+kind+")"))
+		}
 		ws = append(ws, translation(src, dst, h)...)
 		src, dst = or(h.GetSource(), src), or(h.GetDestination(), dst)
 		if i == stop {
@@ -66,7 +70,7 @@ func (w way) hopWord(h *tracev1.Hop, arrow bool) word {
 	case arrow: // it came in by no device: in a tunnel that was not seen, as a switch in user space has them
 		drawn = append(drawn, styled(dim, "(tunnel) -> "))
 	}
-	drawn = append(drawn, styled(bold, w.box(h.GetNetns(), h.GetNetnsInode(), h.GetWorkload())))
+	drawn = append(drawn, styled(bold, w.hopBox(h)))
 	if h.GetOutDevice() != "" {
 		drawn = append(drawn, styled(plain, " "+h.GetOutDevice()))
 	}
@@ -85,8 +89,24 @@ func translation(src, dst string, h *tracev1.Hop) []word {
 	return ws
 }
 
-func (w way) box(netns string, inode uint32, workload string) string {
-	return "[" + placeName(strings.TrimPrefix(netns, w.trim), inode, workload) + "]"
+// hopBox is a hop's namespace, with its node where there are several.
+func (w way) hopBox(h *tracev1.Hop) string {
+	name := placeName(strings.TrimPrefix(h.GetNetns(), w.trim), h.GetNetnsInode(), h.GetWorkload())
+	if w.nodes {
+		name = onNode(h.GetNode(), name)
+	}
+	return "[" + name + "]"
+}
+
+func onNode(node, name string) string { return or(node, "?") + ": " + name }
+
+// severalNodes reports whether a path's hops are of more than one node.
+func severalNodes(p *tracev1.Path) bool {
+	nodes := make(map[string]bool)
+	for _, h := range slices.Concat(p.GetRequest(), p.GetReply()) {
+		nodes[h.GetNode()] = true
+	}
+	return len(nodes) > 1
 }
 
 // placeName names a namespace as its operator does: the workload in it, its
@@ -106,6 +126,9 @@ func placeName(netns string, inode uint32, workload string) string {
 // hopAt returns the index of the last hop in the namespace where the fault is, or -1.
 func hopAt(hops []*tracev1.Hop, at *tracev1.Where) int {
 	for i, h := range slices.Backward(hops) {
+		if at.GetNode() != "" && h.GetNode() != "" && at.GetNode() != h.GetNode() {
+			continue // each node has its own numbers
+		}
 		if at.GetNetnsInode() != 0 && h.GetNetnsInode() != 0 {
 			if at.GetNetnsInode() == h.GetNetnsInode() {
 				return i

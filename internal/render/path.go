@@ -36,7 +36,7 @@ func (t Text) foretoldPath(p *tracev1.Path) string {
 }
 
 func (t Text) requestTold(p *tracev1.Path) string {
-	told := "by " + t.namesOf(p.GetRequest())
+	told := "by " + t.namesOf(p, p.GetRequest())
 	if len(p.GetRequest()) == 0 {
 		told = "request not seen"
 	}
@@ -50,13 +50,20 @@ func (t Text) replyTold(p *tracev1.Path) string {
 	if len(p.GetReply()) == 0 {
 		return "no reply seen"
 	}
-	return "back by " + t.namesOf(p.GetReply())
+	return "back by " + t.namesOf(p, p.GetReply())
 }
 
-func (t Text) namesOf(hops []*tracev1.Hop) string {
+func (t Text) namesOf(p *tracev1.Path, hops []*tracev1.Hop) string {
+	nodes := severalNodes(p)
 	names := make([]string, len(hops))
 	for i, h := range hops {
 		names[i] = placeName(strings.TrimPrefix(h.GetNetns(), t.Trim), h.GetNetnsInode(), h.GetWorkload())
+		if nodes {
+			names[i] = onNode(h.GetNode(), names[i])
+		}
+		if kind := h.GetInTunnel(); kind != "" {
+			names[i] = kind + " to " + names[i]
+		}
 	}
 	return strings.Join(names, ", ")
 }

@@ -19,6 +19,9 @@ func (t Text) Summary(s *tracev1.Summary, findings []*tracev1.Finding) string {
 	if told := lossTold(s); told != "" {
 		t.wrap(&b, 0, "", words(yellow, told))
 	}
+	if silent := s.GetUnanswered(); len(silent) > 0 {
+		t.wrap(&b, 0, "", words(yellow, "Did not answer: "+strings.Join(silent, ", ")+"."))
+	}
 	return b.String()
 }
 

@@ -37,6 +37,7 @@ func ProtoPath(p *trace.Path) *tracev1.Path {
 		Protocol: p.Protocol.String(), Client: address(p.Client), Server: address(p.Server),
 		Request: protoHops(p.Request), Reply: protoHops(p.Reply),
 		FirstSeen: timestamp(p.First), LastSeen: timestamp(p.Last), Requests: p.Requests, Answered: p.Answered, Reset_: p.Reset,
+		Sequence: p.Sequence, Established: p.Established,
 	}
 	if p.Process.PID != 0 {
 		out.Process = &tracev1.Process{Pid: p.Process.PID, Comm: text(p.Process.Comm)}
@@ -52,7 +53,8 @@ func protoHops(hops []trace.Hop) []*tracev1.Hop {
 			Netns: text(h.Place.Name), NetnsInode: uint32(h.Place.Netns), Workload: text(h.Place.Workload),
 			InDevice: text(h.In.Name), OutDevice: text(h.Out.Name),
 			Source: address(h.Tuple.Src), Destination: address(h.Tuple.Dst),
-			Time: timestamp(h.First), Count: h.Count,
+			Time: timestamp(h.First), Count: h.Count, Node: text(h.Place.Node), Ttl: uint32(h.TTL),
+			ArrivedSource: address(h.Arrived.Src), ArrivedDestination: address(h.Arrived.Dst), Bridged: h.Bridged, InTunnel: text(h.InTunnel), OutTunnel: text(h.OutTunnel),
 		})
 	}
 	return out
@@ -87,6 +89,7 @@ func protoNode(s Status) *tracev1.Node {
 	node := &tracev1.Node{
 		Name: text(s.Node), Version: text(s.Version), Kernel: text(s.Kernel), Tier: text(s.Tier),
 		Events: s.Events, Started: timestamp(s.Started), LivePaths: saturate(uint64(max(s.Live, 0))),
+		Time: timestamppb.Now(),
 	}
 	for _, h := range s.Hooks {
 		node.Hooks = append(node.Hooks, &tracev1.HookStatus{Name: text(h.Name), State: text(h.State), Reason: text(h.Reason), Means: text(h.Means)})

@@ -24,7 +24,10 @@ func fullFinding() trace.Finding {
 			Protocol: trace.TCP, Client: c.Src, Server: c.Dst, Connection: c, First: at(0), Last: at(1), Requests: 3, Answered: true,
 			Process: trace.Process{PID: 5, PGID: 4, Comm: "curl"},
 			Request: []trace.Hop{{Place: trace.Place{Netns: 7, Name: "backend"}, In: trace.Device{Index: 2, Name: "eth0"}, Tuple: c, First: at(0), Count: 3}},
-			Reply:   []trace.Hop{{Out: trace.Device{Index: 2, Name: "eth0"}, Tuple: c.Reverse()}},
+			Reply: []trace.Hop{{
+				Place: trace.Place{Node: "n"}, Out: trace.Device{Index: 2, Name: "vx0"}, OutTunnel: "vxlan", Tuple: c.Reverse(), Arrived: c, TTL: 63, Bridged: true,
+			}},
+			Sequence: 4000000000, Established: true,
 		},
 		Evidence: []trace.Evidence{{Time: at(0.104), Text: "SYN in on eth0"}},
 		Count:    3, FirstSeen: at(0), LastSeen: at(1),
@@ -48,7 +51,9 @@ func TestProtoFinding(t *testing.T) {
 			"protocol": "tcp", "client": "[2001:db8::7]:41822", "server": "[2001:db8:1::80]:80",
 			"request": [{"netns": "backend", "netns_inode": 7, "in_device": "eth0", "source": "[2001:db8::7]:41822",
 				"destination": "[2001:db8:1::80]:80", "time": "2026-03-01T12:00:00Z", "count": 3}],
-			"reply": [{"out_device": "eth0", "source": "[2001:db8:1::80]:80", "destination": "[2001:db8::7]:41822"}],
+			"reply": [{"out_device": "vx0", "source": "[2001:db8:1::80]:80", "destination": "[2001:db8::7]:41822", "node": "n", "ttl": 63,
+				"arrived_source": "[2001:db8::7]:41822", "arrived_destination": "[2001:db8:1::80]:80", "bridged": true, "out_tunnel": "vxlan"}],
+			"sequence": 4000000000, "established": true,
 			"first_seen": "2026-03-01T12:00:00Z", "last_seen": "2026-03-01T12:00:01Z", "requests": 3, "answered": true,
 			"process": {"pid": 5, "comm": "curl"}},
 		"evidence": [{"time": "2026-03-01T12:00:00.104Z", "text": "SYN in on eth0"}],
@@ -58,6 +63,23 @@ func TestProtoFinding(t *testing.T) {
 	}`
 	if diff := cmp.Diff(decode(t, []byte(want)), decode(t, got)); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
+	}
+}
+
+// TestTraceFinding: who joins answers must lose nothing of them.
+func TestTraceFinding(t *testing.T) {
+	f := fullFinding()
+	want := ProtoFinding(&f)
+	back := TraceFinding(want)
+	if got := ProtoFinding(&back); !proto.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if c := back.Connections[0]; c.Tuple != f.Connections[0].Tuple || back.Path.Connection != c.Tuple {
+		t.Errorf("connection %v", c)
+	}
+	empty := TraceFinding(nil)
+	if got := ProtoFinding(&empty); got.GetPath().GetClient() != "" || got.GetFirstSeen() != nil {
+		t.Errorf("of nothing: %v", got)
 	}
 }
 

@@ -56,7 +56,8 @@ func NewServer(o Options) (*Server, error) {
 	if s.stopTimeout <= 0 {
 		s.stopTimeout = stopTimeout
 	}
-	tracer := &service{source: o.Source, stopping: s.stopping}
+	node := sync.OnceValue(func() string { return text(o.Source.Status().Node) })
+	tracer := &service{source: o.Source, node: node, stopping: s.stopping}
 	for _, listener := range o.Listeners {
 		s.listeners = append(s.listeners, listener)
 		s.servers = append(s.servers, s.grpcServer(tracer, insecure.NewCredentials()))

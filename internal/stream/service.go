@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -29,13 +30,15 @@ const (
 type service struct {
 	tracev1.UnimplementedTracerServer
 	source   Source
+	node     func() string   // its name
 	stopping <-chan struct{} // closed when watches must end
 }
 
 // selection is what a client asks to see.
 type selection struct {
 	filter filter.Filter
-	group  uint32 // process group; 0: any
+	group  uint32               // process group; 0: any
+	also   map[trace.Tuple]bool // what went with one of these anywhere is asked for too
 }
 
 // parseSelection returns an InvalidArgument error that says in one line what is wrong.
@@ -49,7 +52,12 @@ func parseSelection(expression string, group uint32) (selection, error) {
 
 // path reports whether a path is asked for.
 func (s *selection) path(p *trace.Path) bool {
-	return (s.group == 0 || p.Process.PGID == s.group) && s.filter.Match(*p)
+	return (s.group == 0 || p.Process.PGID == s.group) && s.filter.Match(*p) || s.isAlso(filter.Tuples(nil, p))
+}
+
+// isAlso reports whether one of the tuples was named.
+func (s *selection) isAlso(tuples []trace.Tuple) bool {
+	return len(s.also) > 0 && slices.ContainsFunc(tuples, func(t trace.Tuple) bool { return s.also[t] })
 }
 
 // finding returns the finding as far as it is asked for.
@@ -61,7 +69,7 @@ func (s *selection) finding(r *recorder.Record, since time.Time) (trace.Finding,
 		return r.Finding, true // its connections are not known, or no longer
 	}
 	return r.Restrict(since, func(tuples []trace.Tuple, client trace.Process) bool {
-		return (s.group == 0 || client.PGID == s.group) && s.filter.MatchTuples(tuples)
+		return (s.group == 0 || client.PGID == s.group) && s.filter.MatchTuples(tuples) || s.isAlso(tuples)
 	})
 }
 
@@ -75,6 +83,7 @@ func (s *service) Explain(request *tracev1.ExplainRequest, answer grpc.ServerStr
 	if err != nil {
 		return err
 	}
+	selected.addAlso(request.GetConnections())
 	if err := s.source.Settle(answer.Context()); err != nil {
 		return settleError(err)
 	}
@@ -88,7 +97,7 @@ func (s *service) Explain(request *tracev1.ExplainRequest, answer grpc.ServerStr
 		}
 		summary.Findings++
 		noteConnections(faulty, &f)
-		if err := answer.Send(&tracev1.ExplainResponse{Result: &tracev1.ExplainResponse_Finding{Finding: ProtoFinding(&f)}}); err != nil {
+		if err := answer.Send(&tracev1.ExplainResponse{Result: &tracev1.ExplainResponse_Finding{Finding: s.finding(&f)}}); err != nil {
 			return err
 		}
 	}
@@ -102,10 +111,10 @@ func (s *service) Explain(request *tracev1.ExplainRequest, answer grpc.ServerStr
 		if fault {
 			faulty[paths[i].Connection] = false
 		}
-		if !request.GetAll() || fault {
+		if !request.GetAll() || fault && !request.GetFaulty() {
 			continue
 		}
-		if err := answer.Send(&tracev1.ExplainResponse{Result: &tracev1.ExplainResponse_Path{Path: ProtoPath(&paths[i])}}); err != nil {
+		if err := answer.Send(&tracev1.ExplainResponse{Result: &tracev1.ExplainResponse_Path{Path: s.path(&paths[i])}}); err != nil {
 			return err
 		}
 	}
@@ -116,6 +125,36 @@ func (s *service) Explain(request *tracev1.ExplainRequest, answer grpc.ServerStr
 	}
 	conclude(summary, ofPaths(s.source.Losses(since)))
 	return answer.Send(&tracev1.ExplainResponse{Result: &tracev1.ExplainResponse_Summary{Summary: summary}})
+}
+
+// finding and path are told with the node that they are of.
+func (s *service) finding(f *trace.Finding) *tracev1.Finding {
+	out := ProtoFinding(f)
+	s.nameNode(out.GetPath())
+	return out
+}
+
+func (s *service) path(p *trace.Path) *tracev1.Path {
+	out := ProtoPath(p)
+	s.nameNode(out)
+	return out
+}
+
+func (s *service) nameNode(p *tracev1.Path) {
+	node := s.node()
+	for _, hops := range [][]*tracev1.Hop{p.GetRequest(), p.GetReply()} {
+		for _, h := range hops {
+			h.Node = node
+		}
+	}
+}
+
+// addAlso notes tuples of exchanges that are asked for besides.
+func (s *selection) addAlso(connections []*tracev1.Connection) {
+	s.also = make(map[trace.Tuple]bool, len(connections))
+	for _, c := range connections {
+		s.also[TraceTuple(c)] = true
+	}
 }
 
 // noteConnections remembers the connections that an answer's finding shows.
@@ -147,6 +186,13 @@ func conclude(summary *tracev1.Summary, losses []Loss) {
 
 // sinceOf returns the zero time when none is asked for.
 func sinceOf(request asked) (time.Time, error) {
+	if r, ok := request.(*tracev1.ExplainRequest); ok && r.GetAgo() != nil {
+		ago := r.GetAgo()
+		if err := ago.CheckValid(); err != nil {
+			return time.Time{}, status.Errorf(codes.InvalidArgument, "ago: %v", err)
+		}
+		return time.Now().Add(-ago.AsDuration()), nil
+	}
 	since := request.GetSince()
 	if since == nil {
 		return time.Time{}, nil
@@ -177,7 +223,7 @@ func (s *service) Watch(request *tracev1.WatchRequest, answer grpc.ServerStreami
 	if err := answer.SendHeader(metadata.MD{}); err != nil {
 		return err
 	}
-	w := &watch{selection: selected, flows: request.GetFlows(), answer: answer, told: make(map[uint64]uint32)}
+	w := &watch{service: s, selection: selected, flows: request.GetFlows(), answer: answer, told: make(map[uint64]uint32)}
 	for {
 		select {
 		case <-answer.Context().Done():
@@ -197,6 +243,7 @@ func (s *service) Watch(request *tracev1.WatchRequest, answer grpc.ServerStreami
 
 // watch is what one watcher asked for, and was told.
 type watch struct {
+	service *service
 	selection
 	flows  bool
 	answer grpc.ServerStreamingServer[tracev1.WatchResponse]
@@ -214,7 +261,7 @@ func (w *watch) tell(update recorder.Update, lost uint64) error {
 		}
 	}
 	if path := update.Path; path != nil && w.flows && w.path(path) {
-		return w.answer.Send(&tracev1.WatchResponse{Result: &tracev1.WatchResponse_Path{Path: ProtoPath(path)}})
+		return w.answer.Send(&tracev1.WatchResponse{Result: &tracev1.WatchResponse_Path{Path: w.service.path(path)}})
 	}
 	if update.Finding == nil {
 		return nil
@@ -223,7 +270,7 @@ func (w *watch) tell(update recorder.Update, lost uint64) error {
 	if !ok || !w.grew(update.Finding.Number, f.Count) {
 		return nil
 	}
-	return w.answer.Send(&tracev1.WatchResponse{Result: &tracev1.WatchResponse_Finding{Finding: ProtoFinding(&f)}})
+	return w.answer.Send(&tracev1.WatchResponse{Result: &tracev1.WatchResponse_Finding{Finding: w.service.finding(&f)}})
 }
 
 // grew reports whether there is more of a finding than was told: it may have

@@ -21,6 +21,7 @@ import (
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tracev1 "github.com/replypath/replypath/api/trace/v1"
@@ -145,6 +146,11 @@ func explain(t *testing.T, conn *grpc.ClientConn, request *tracev1.ExplainReques
 	}
 }
 
+// tuplesOf names a path by what it was behind the NAT.
+func tuplesOf(p trace.Path) []*tracev1.Connection {
+	return []*tracev1.Connection{ProtoTuple(p.Request[1].Tuple)}
+}
+
 // TestExplain: clients 1 to 3 meet one fault, 4 and 5 are well; client 3's path is known by its finding only.
 func TestExplain(t *testing.T) {
 	s := newSource()
@@ -178,6 +184,11 @@ func TestExplain(t *testing.T) {
 		{"after the fault", &tracev1.ExplainRequest{Since: timestamppb.New(at(3.5)), All: true}, "", 0, []string{"198.51.100.4:40000", "198.51.100.5:40000"}, 2, "ok", 0},
 		{"group", &tracev1.ExplainRequest{ProcessGroup: 2}, "198.51.100.2:40000", 1, nil, 1, "fault", 1},
 		{"healthy group", &tracev1.ExplainRequest{ProcessGroup: 5, All: true}, "", 0, []string{"198.51.100.5:40000"}, 1, "ok", 0},
+		{"paths of findings too", &tracev1.ExplainRequest{All: true, Faulty: true, Filter: "host 198.51.100.2 or host 198.51.100.4"}, "198.51.100.2:40000", 1,
+			[]string{"198.51.100.2:40000", "198.51.100.4:40000"}, 2, "fault", 1},
+		{"ago", &tracev1.ExplainRequest{Ago: durationpb.New(time.Since(at(3.5))), All: true}, "", 0, []string{"198.51.100.4:40000", "198.51.100.5:40000"}, 2, "ok", 0},
+		{"by its tuple", &tracev1.ExplainRequest{Filter: "udp", Connections: tuplesOf(path(4, at(4))), All: true}, "", 0, []string{"198.51.100.4:40000"}, 1, "ok", 0},
+		{"a fault by its tuple", &tracev1.ExplainRequest{ProcessGroup: 99, Connections: tuplesOf(path(2, at(2)))}, "198.51.100.2:40000", 1, nil, 1, "fault", 1},
 		{"group and filter", &tracev1.ExplainRequest{ProcessGroup: 2, Filter: "host 198.51.100.1"}, "", 0, nil, 0, "ok", 0},
 	}
 	for _, tt := range tests {
@@ -200,6 +211,9 @@ func TestExplain(t *testing.T) {
 			var clients []string
 			for _, p := range a.paths {
 				clients = append(clients, p.GetClient())
+				if node := p.GetRequest()[0].GetNode(); node != "node-1" {
+					t.Errorf("hop of node %q", node)
+				}
 			}
 			if !slices.Equal(clients, tt.paths) {
 				t.Errorf("paths of %v, want %v", clients, tt.paths)

@@ -17,6 +17,7 @@ const (
 	SymptomMisaddressed                    // an answer came back with another source than the one that was asked
 	SymptomVanished                        // an answer left a host, nobody saw it again, and the request was repeated
 	SymptomUnmatched                       // a packet of a live connection came to a host that does not know it
+	SymptomSwallowed                       // a packet to another MAC came in at a device, nobody saw it again, and the request was repeated
 )
 
 // String returns the symptom's name.
@@ -46,6 +47,8 @@ func (s Symptom) String() string {
 		return "vanished"
 	case SymptomUnmatched:
 		return "unmatched"
+	case SymptomSwallowed:
+		return "swallowed"
 	}
 	return "unknown"
 }

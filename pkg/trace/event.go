@@ -77,6 +77,7 @@ type Event struct {
 	Hook   Hook
 	Netns  Netns
 	Device Device // skb->dev, or the device that the hook is about
+	Kind   string // of the device, as ip-link(8) says: "vxlan", "veth"; "" for a physical one, and where it was not read
 	Tuple  Tuple  // the packet, or for a socket hook local -> remote
 
 	SKB       uint64 // kernel address: joins hops within a millisecond, not longer
@@ -101,14 +102,15 @@ type Event struct {
 	Symbol string // kernel function that dropped: "nft_do_chain"
 
 	Table uint32        // route miss: table
-	Errno syscall.Errno // route miss: ENETUNREACH and so on; EAGAIN is a miss in this table only
+	Errno syscall.Errno // route miss: ENETUNREACH and so on; EAGAIN is a miss in this table only. Drop: why Open vSwitch could not ask its daemon
 
 	OldState, NewState uint8 // socket state: enum in include/net/tcp_states.h
 	Process            Process
 
 	NextHop netip.Addr // neighbour: the address that did not answer
 
-	ICMPType, ICMPCode uint8 // ICMP error sent; Tuple is the packet that it complains about
+	ICMPType, ICMPCode uint8      // ICMP error sent; Tuple is the packet that it complains about
+	Reporter           netip.Addr // Inner: where the ICMP error comes from
 
 	Length        uint32 // bytes from the IP header on; a GSO packet's is more than its device's MTU
 	ID            uint16 // of IPv4: what fragments of one datagram have in common

@@ -7,6 +7,7 @@ import (
 
 // Place names a network namespace for people.
 type Place struct {
+	Node     string // where paths are joined over several nodes; "" within one
 	Netns    Netns
 	Name     string // under /run/netns; "" when it has none
 	Host     bool   // it is the node's own namespace
@@ -27,6 +28,9 @@ type Hop struct {
 	Mark    uint32 // skb->mark: as it came in, or where it was made here as it left
 	First   time.Time
 	Count   uint32 // packets of the handshake seen here, retransmissions included
+	TTL     uint8  // hops left to live as it came in, or where it was made as it left; 0: not told
+	// InTunnel and OutTunnel are the kinds of In and Out where they are tunnels: "vxlan".
+	InTunnel, OutTunnel string
 }
 
 // Path is one exchange joined across the namespaces of a node: the hops of the
@@ -42,4 +46,6 @@ type Path struct {
 	Process        Process // the client's, where it is on this node
 	Guessed        bool    // it began before we looked: its client is the side with the higher port
 	Connection     Tuple   // the same as Client and Server, as a tuple
+	Sequence       uint32  // of its SYN, which neither NAT nor tunnels change; 0: not seen
+	Established    bool    // a socket here said that both sides have heard of each other
 }

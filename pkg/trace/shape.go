@@ -34,3 +34,15 @@ type Contest struct {
 	Sender   Place
 	Believes string
 }
+
+// Narrow is a device with a smaller MTU than what hands it packets.
+type Narrow struct {
+	Place  Place // zero: not known
+	Device Device
+	Kind   string // as `ip link` says
+	MTU    int
+	// Sender is the device that hands it packets, where that is another one: the other end of a cable.
+	Sender      Device
+	SenderPlace Place
+	SenderMTU   int
+}

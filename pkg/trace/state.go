@@ -28,6 +28,19 @@ type Question struct {
 	Tunnels   bool      // the tunnel devices are listed
 	Ahead     bool      // the packet has not come yet: what counters say is no evidence
 	Policy    bool      // HostState.Policy is wanted
+	Switched  uint32    // ifindex of the device that may be a port of Open vSwitch's kernel datapath, which is asked; 0: none
+	ARP       uint16    // the packet is an ARP message about its addresses: 1 asks, 2 answers; 0: it is none
+	ConnMark  ConnMark  // of the entry in connection tracking
+
+	ICMPType, ICMPCode uint8 // of a packet that is an ICMP message; both zero: not known
+	Fragment           bool  // the packet is not the first fragment of its datagram: it has no ports
+	MoreFragments      bool  // others follow it
+}
+
+// ConnMark is the mark that rules gave a connection.
+type ConnMark struct {
+	Known bool
+	Value uint32
 }
 
 // HostState is what one namespace said, at one time, in answer to a Question.
@@ -68,6 +81,12 @@ type HostState struct {
 	Circle []Turn
 	// Contest is who else claims the packet's destination on the link that it came by.
 	Contest Contest
+	// NAT says which rules translate addresses here, where the mend depends on it.
+	NAT NATRules
+	// Sent is how the host that the packet came from sent it here.
+	Sent Lookup
+	// Narrow is the device that a packet was too big for, where nobody says so.
+	Narrow Narrow
 
 	// ReplyFilters are the rules or policies that would drop the answer to the packet at the same hook.
 	ReplyFilters []FilterVerdict
@@ -89,6 +108,9 @@ type HostState struct {
 	// if conntrack knew its connection.
 	Tracked   bool
 	IfTracked []FilterVerdict
+	Switch    SwitchState // with Question.Switched
+	// Virtual: the packet's address that this host owns is that of a service, which many hosts may have.
+	Virtual bool
 }
 
 // Asked reports whether the namespace could be asked at all.
@@ -235,9 +257,26 @@ type FilterVerdict struct {
 
 	// Queue: it hands the packet to a program (NFQUEUE), which may drop it, or not be there.
 	Queue bool
+	// Queues are the first and the last queue that it may choose, and Bypass says
+	// that the packet goes on where no program takes packets from it.
+	Queues [2]uint16
+	Bypass bool
 	// Traced: netfilter's own tracing said that this one dropped the packet, or one like it.
 	Traced bool
 	// Earlier is what the counter said when it was first read, at EarlierAt; zero when this is the first time.
 	Earlier   uint64
 	EarlierAt time.Time
+}
+
+// NATRules says in which language, and where, a namespace's rules translate addresses.
+type NATRules struct {
+	Read   bool // the rest is what there is
+	Legacy bool // there are tables of iptables-legacy
+	Chains []NATChain
+}
+
+// NATChain is a base chain that may translate packets of the question's family.
+type NATChain struct {
+	Hook                          NetfilterHook
+	Backend, Family, Table, Chain string // as in FilterVerdict
 }

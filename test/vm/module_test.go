@@ -43,6 +43,33 @@ func TestModulesAppearLater(t *testing.T) {
 	condition{name: "modules loaded after the agent started"}.note(t, "")
 }
 
+// Open vSwitch's module is loaded when its daemon starts, which may be after the
+// agent, too. Why the datapath could not ask its daemon is told by a function of it.
+func TestSwitchAppearsLater(t *testing.T) {
+	const hook = "openvswitch:ovs_dp_upcall"
+	if _, err := os.Stat("/sys/module/openvswitch"); err == nil {
+		t.Fatal("openvswitch is loaded already")
+	}
+	server := startAgent(t)
+	before := statusOf(t, server...)
+	if h, found := before.named(hook); before.Tier == "plus" && (!found || h.State != "absent" || h.Reason != "module openvswitch is not loaded; attached when it is") {
+		t.Errorf("before: %+v", h)
+	}
+	if out, err := exec.Command("modprobe", "openvswitch").CombinedOutput(); err != nil {
+		t.Fatalf("modprobe openvswitch: %v: %s", err, out)
+	}
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(time.Second) {
+		if h, _ := statusOf(t, server...).named(hook); h.State != "absent" {
+			break
+		}
+	}
+	if h, _ := statusOf(t, server...).named(hook); before.Tier == "plus" && h.State != "attached" {
+		t.Errorf("after: %+v", h)
+	}
+	explain(t, mustFind(t, "switched-no-daemon"), server...)
+	condition{name: "module openvswitch loaded after the agent started"}.note(t, "")
+}
+
 // awaitModules are the hooks that wait for a module, each with the module's name.
 func awaitModules(n node) map[string]string {
 	waiting := make(map[string]string)

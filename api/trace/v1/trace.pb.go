@@ -12,6 +12,7 @@ package tracev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -84,7 +85,14 @@ type ExplainRequest struct {
 	// Also paths without a finding.
 	All bool `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
 	// Only connections made by this process group; 0: any.
-	ProcessGroup  uint32 `protobuf:"varint,4,opt,name=process_group,json=processGroup,proto3" json:"process_group,omitempty"`
+	ProcessGroup uint32 `protobuf:"varint,4,opt,name=process_group,json=processGroup,proto3" json:"process_group,omitempty"`
+	// Also what went with one of these tuples somewhere on its way, whatever filter and process group say: for who joins
+	// the answers of several agents.
+	Connections []*Connection `protobuf:"bytes,5,rep,name=connections,proto3" json:"connections,omitempty"`
+	// With all: also the paths of findings, each by itself.
+	Faulty bool `protobuf:"varint,6,opt,name=faulty,proto3" json:"faulty,omitempty"`
+	// In place of since: how far back, by the agent's own clock.
+	Ago           *durationpb.Duration `protobuf:"bytes,7,opt,name=ago,proto3" json:"ago,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -145,6 +153,27 @@ func (x *ExplainRequest) GetProcessGroup() uint32 {
 		return x.ProcessGroup
 	}
 	return 0
+}
+
+func (x *ExplainRequest) GetConnections() []*Connection {
+	if x != nil {
+		return x.Connections
+	}
+	return nil
+}
+
+func (x *ExplainRequest) GetFaulty() bool {
+	if x != nil {
+		return x.Faulty
+	}
+	return false
+}
+
+func (x *ExplainRequest) GetAgo() *durationpb.Duration {
+	if x != nil {
+		return x.Ago
+	}
+	return nil
 }
 
 type ExplainResponse struct {
@@ -866,7 +895,7 @@ func (x *Connection) GetLastSeen() *timestamppb.Timestamp {
 	return nil
 }
 
-// Path is one exchange, joined across namespaces.
+// Path is one exchange, joined across namespaces, and by who asked several agents across their nodes.
 type Path struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Protocol string                 `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
@@ -883,7 +912,11 @@ type Path struct {
 	Answered bool     `protobuf:"varint,9,opt,name=answered,proto3" json:"answered,omitempty"`
 	Process  *Process `protobuf:"bytes,10,opt,name=process,proto3" json:"process,omitempty"`
 	// A reset ended it, or refused the request.
-	Reset_        bool `protobuf:"varint,11,opt,name=reset,proto3" json:"reset,omitempty"`
+	Reset_ bool `protobuf:"varint,11,opt,name=reset,proto3" json:"reset,omitempty"`
+	// Sequence number of the SYN, which neither NAT nor tunnels change; 0: not seen.
+	Sequence uint32 `protobuf:"varint,12,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// A socket of the node said that both sides have heard of each other.
+	Established   bool `protobuf:"varint,13,opt,name=established,proto3" json:"established,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -995,6 +1028,20 @@ func (x *Path) GetReset_() bool {
 	return false
 }
 
+func (x *Path) GetSequence() uint32 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Path) GetEstablished() bool {
+	if x != nil {
+		return x.Established
+	}
+	return false
+}
+
 // Hop is one network namespace that packets of a path were seen in.
 type Hop struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
@@ -1005,11 +1052,22 @@ type Hop struct {
 	// Device that it left by; empty when it was not seen to leave.
 	OutDevice string `protobuf:"bytes,4,opt,name=out_device,json=outDevice,proto3" json:"out_device,omitempty"`
 	// Addresses as seen here.
-	Source        string                 `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
-	Destination   string                 `protobuf:"bytes,6,opt,name=destination,proto3" json:"destination,omitempty"`
-	Time          *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=time,proto3" json:"time,omitempty"`
-	Count         uint32                 `protobuf:"varint,8,opt,name=count,proto3" json:"count,omitempty"`
-	Workload      string                 `protobuf:"bytes,9,opt,name=workload,proto3" json:"workload,omitempty"`
+	Source      string                 `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
+	Destination string                 `protobuf:"bytes,6,opt,name=destination,proto3" json:"destination,omitempty"`
+	Time        *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=time,proto3" json:"time,omitempty"`
+	Count       uint32                 `protobuf:"varint,8,opt,name=count,proto3" json:"count,omitempty"`
+	Workload    string                 `protobuf:"bytes,9,opt,name=workload,proto3" json:"workload,omitempty"`
+	Node        string                 `protobuf:"bytes,10,opt,name=node,proto3" json:"node,omitempty"`
+	// Hops left to live as it came in, or where it was made as it left; 0: not told.
+	Ttl uint32 `protobuf:"varint,11,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// Addresses before this host's NAT; empty when it was made here.
+	ArrivedSource      string `protobuf:"bytes,12,opt,name=arrived_source,json=arrivedSource,proto3" json:"arrived_source,omitempty"`
+	ArrivedDestination string `protobuf:"bytes,13,opt,name=arrived_destination,json=arrivedDestination,proto3" json:"arrived_destination,omitempty"`
+	// It was addressed to another MAC: a bridge sent it on.
+	Bridged bool `protobuf:"varint,14,opt,name=bridged,proto3" json:"bridged,omitempty"`
+	// Kind of the devices, where they are tunnels: vxlan, geneve, gre, ipip, ….
+	InTunnel      string `protobuf:"bytes,15,opt,name=in_tunnel,json=inTunnel,proto3" json:"in_tunnel,omitempty"`
+	OutTunnel     string `protobuf:"bytes,16,opt,name=out_tunnel,json=outTunnel,proto3" json:"out_tunnel,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1107,6 +1165,55 @@ func (x *Hop) GetWorkload() string {
 	return ""
 }
 
+func (x *Hop) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Hop) GetTtl() uint32 {
+	if x != nil {
+		return x.Ttl
+	}
+	return 0
+}
+
+func (x *Hop) GetArrivedSource() string {
+	if x != nil {
+		return x.ArrivedSource
+	}
+	return ""
+}
+
+func (x *Hop) GetArrivedDestination() string {
+	if x != nil {
+		return x.ArrivedDestination
+	}
+	return ""
+}
+
+func (x *Hop) GetBridged() bool {
+	if x != nil {
+		return x.Bridged
+	}
+	return false
+}
+
+func (x *Hop) GetInTunnel() string {
+	if x != nil {
+		return x.InTunnel
+	}
+	return ""
+}
+
+func (x *Hop) GetOutTunnel() string {
+	if x != nil {
+		return x.OutTunnel
+	}
+	return ""
+}
+
 type Process struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -1169,7 +1276,9 @@ type Summary struct {
 	LostEvents uint32 `protobuf:"varint,4,opt,name=lost_events,json=lostEvents,proto3" json:"lost_events,omitempty"`
 	Nodes      uint32 `protobuf:"varint,5,opt,name=nodes,proto3" json:"nodes,omitempty"`
 	// What was lost, by cause.
-	Losses        []*Loss `protobuf:"bytes,6,rep,name=losses,proto3" json:"losses,omitempty"`
+	Losses []*Loss `protobuf:"bytes,6,rep,name=losses,proto3" json:"losses,omitempty"`
+	// Agents that were asked and did not answer.
+	Unanswered    []string `protobuf:"bytes,7,rep,name=unanswered,proto3" json:"unanswered,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1242,6 +1351,13 @@ func (x *Summary) GetNodes() uint32 {
 func (x *Summary) GetLosses() []*Loss {
 	if x != nil {
 		return x.Losses
+	}
+	return nil
+}
+
+func (x *Summary) GetUnanswered() []string {
+	if x != nil {
+		return x.Unanswered
 	}
 	return nil
 }
@@ -1364,9 +1480,11 @@ type Node struct {
 	Losses  []*Loss                `protobuf:"bytes,7,rep,name=losses,proto3" json:"losses,omitempty"`
 	Started *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started,proto3" json:"started,omitempty"`
 	// Live and kept paths, kept findings.
-	LivePaths     uint32 `protobuf:"varint,9,opt,name=live_paths,json=livePaths,proto3" json:"live_paths,omitempty"`
-	KeptPaths     uint32 `protobuf:"varint,10,opt,name=kept_paths,json=keptPaths,proto3" json:"kept_paths,omitempty"`
-	KeptFindings  uint32 `protobuf:"varint,11,opt,name=kept_findings,json=keptFindings,proto3" json:"kept_findings,omitempty"`
+	LivePaths    uint32 `protobuf:"varint,9,opt,name=live_paths,json=livePaths,proto3" json:"live_paths,omitempty"`
+	KeptPaths    uint32 `protobuf:"varint,10,opt,name=kept_paths,json=keptPaths,proto3" json:"kept_paths,omitempty"`
+	KeptFindings uint32 `protobuf:"varint,11,opt,name=kept_findings,json=keptFindings,proto3" json:"kept_findings,omitempty"`
+	// The node's clock.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=time,proto3" json:"time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1476,6 +1594,13 @@ func (x *Node) GetKeptFindings() uint32 {
 		return x.KeptFindings
 	}
 	return 0
+}
+
+func (x *Node) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
 }
 
 // HookStatus says whether a hook is attached.
@@ -2467,12 +2592,15 @@ var File_trace_proto protoreflect.FileDescriptor
 
 const file_trace_proto_rawDesc = "" +
 	"\n" +
-	"\vtrace.proto\x12\x12replypath.trace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\x01\n" +
+	"\vtrace.proto\x12\x12replypath.trace.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x02\n" +
 	"\x0eExplainRequest\x12\x16\n" +
 	"\x06filter\x18\x01 \x01(\tR\x06filter\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x10\n" +
 	"\x03all\x18\x03 \x01(\bR\x03all\x12#\n" +
-	"\rprocess_group\x18\x04 \x01(\rR\fprocessGroup\"\xbd\x01\n" +
+	"\rprocess_group\x18\x04 \x01(\rR\fprocessGroup\x12@\n" +
+	"\vconnections\x18\x05 \x03(\v2\x1e.replypath.trace.v1.ConnectionR\vconnections\x12\x16\n" +
+	"\x06faulty\x18\x06 \x01(\bR\x06faulty\x12+\n" +
+	"\x03ago\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03ago\"\xbd\x01\n" +
 	"\x0fExplainResponse\x127\n" +
 	"\afinding\x18\x01 \x01(\v2\x1b.replypath.trace.v1.FindingH\x00R\afinding\x12.\n" +
 	"\x04path\x18\x02 \x01(\v2\x18.replypath.trace.v1.PathH\x00R\x04path\x127\n" +
@@ -2528,7 +2656,7 @@ const file_trace_proto_rawDesc = "" +
 	"\x06client\x18\x02 \x01(\tR\x06client\x12\x16\n" +
 	"\x06server\x18\x03 \x01(\tR\x06server\x12\x14\n" +
 	"\x05count\x18\x04 \x01(\rR\x05count\x127\n" +
-	"\tlast_seen\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\"\xad\x03\n" +
+	"\tlast_seen\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\"\xeb\x03\n" +
 	"\x04Path\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x16\n" +
 	"\x06client\x18\x02 \x01(\tR\x06client\x12\x16\n" +
@@ -2542,7 +2670,9 @@ const file_trace_proto_rawDesc = "" +
 	"\banswered\x18\t \x01(\bR\banswered\x125\n" +
 	"\aprocess\x18\n" +
 	" \x01(\v2\x1b.replypath.trace.v1.ProcessR\aprocess\x12\x14\n" +
-	"\x05reset\x18\v \x01(\bR\x05reset\"\x94\x02\n" +
+	"\x05reset\x18\v \x01(\bR\x05reset\x12\x1a\n" +
+	"\bsequence\x18\f \x01(\rR\bsequence\x12 \n" +
+	"\vestablished\x18\r \x01(\bR\vestablished\"\xe8\x03\n" +
 	"\x03Hop\x12\x14\n" +
 	"\x05netns\x18\x01 \x01(\tR\x05netns\x12\x1f\n" +
 	"\vnetns_inode\x18\x02 \x01(\rR\n" +
@@ -2554,10 +2684,19 @@ const file_trace_proto_rawDesc = "" +
 	"\vdestination\x18\x06 \x01(\tR\vdestination\x12.\n" +
 	"\x04time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
 	"\x05count\x18\b \x01(\rR\x05count\x12\x1a\n" +
-	"\bworkload\x18\t \x01(\tR\bworkload\"/\n" +
+	"\bworkload\x18\t \x01(\tR\bworkload\x12\x12\n" +
+	"\x04node\x18\n" +
+	" \x01(\tR\x04node\x12\x10\n" +
+	"\x03ttl\x18\v \x01(\rR\x03ttl\x12%\n" +
+	"\x0earrived_source\x18\f \x01(\tR\rarrivedSource\x12/\n" +
+	"\x13arrived_destination\x18\r \x01(\tR\x12arrivedDestination\x12\x18\n" +
+	"\abridged\x18\x0e \x01(\bR\abridged\x12\x1b\n" +
+	"\tin_tunnel\x18\x0f \x01(\tR\binTunnel\x12\x1d\n" +
+	"\n" +
+	"out_tunnel\x18\x10 \x01(\tR\toutTunnel\"/\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x12\n" +
-	"\x04comm\x18\x02 \x01(\tR\x04comm\"\xbe\x01\n" +
+	"\x04comm\x18\x02 \x01(\tR\x04comm\"\xde\x01\n" +
 	"\aSummary\x12\x18\n" +
 	"\averdict\x18\x01 \x01(\tR\averdict\x12\x14\n" +
 	"\x05paths\x18\x02 \x01(\rR\x05paths\x12\x1a\n" +
@@ -2565,14 +2704,17 @@ const file_trace_proto_rawDesc = "" +
 	"\vlost_events\x18\x04 \x01(\rR\n" +
 	"lostEvents\x12\x14\n" +
 	"\x05nodes\x18\x05 \x01(\rR\x05nodes\x120\n" +
-	"\x06losses\x18\x06 \x03(\v2\x18.replypath.trace.v1.LossR\x06losses\"8\n" +
+	"\x06losses\x18\x06 \x03(\v2\x18.replypath.trace.v1.LossR\x06losses\x12\x1e\n" +
+	"\n" +
+	"unanswered\x18\a \x03(\tR\n" +
+	"unanswered\"8\n" +
 	"\n" +
 	"LostEvents\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\rR\x05count\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\"2\n" +
 	"\x04Loss\x12\x14\n" +
 	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\rR\x05count\"\xf9\x02\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\"\xa9\x03\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
@@ -2587,7 +2729,8 @@ const file_trace_proto_rawDesc = "" +
 	"\n" +
 	"kept_paths\x18\n" +
 	" \x01(\rR\tkeptPaths\x12#\n" +
-	"\rkept_findings\x18\v \x01(\rR\fkeptFindings\"d\n" +
+	"\rkept_findings\x18\v \x01(\rR\fkeptFindings\x12.\n" +
+	"\x04time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"d\n" +
 	"\n" +
 	"HookStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
@@ -2741,66 +2884,70 @@ var file_trace_proto_goTypes = []any{
 	nil,                           // 28: replypath.trace.v1.DnsSummary.FailuresEntry
 	nil,                           // 29: replypath.trace.v1.DnsSummary.RcodesEntry
 	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
 }
 var file_trace_proto_depIdxs = []int32{
 	30, // 0: replypath.trace.v1.ExplainRequest.since:type_name -> google.protobuf.Timestamp
-	7,  // 1: replypath.trace.v1.ExplainResponse.finding:type_name -> replypath.trace.v1.Finding
-	11, // 2: replypath.trace.v1.ExplainResponse.path:type_name -> replypath.trace.v1.Path
-	14, // 3: replypath.trace.v1.ExplainResponse.summary:type_name -> replypath.trace.v1.Summary
-	7,  // 4: replypath.trace.v1.WatchResponse.finding:type_name -> replypath.trace.v1.Finding
-	11, // 5: replypath.trace.v1.WatchResponse.path:type_name -> replypath.trace.v1.Path
-	15, // 6: replypath.trace.v1.WatchResponse.lost_events:type_name -> replypath.trace.v1.LostEvents
-	17, // 7: replypath.trace.v1.StatusResponse.nodes:type_name -> replypath.trace.v1.Node
-	0,  // 8: replypath.trace.v1.Finding.direction:type_name -> replypath.trace.v1.Direction
-	8,  // 9: replypath.trace.v1.Finding.where:type_name -> replypath.trace.v1.Where
-	11, // 10: replypath.trace.v1.Finding.path:type_name -> replypath.trace.v1.Path
-	9,  // 11: replypath.trace.v1.Finding.evidence:type_name -> replypath.trace.v1.Evidence
-	30, // 12: replypath.trace.v1.Finding.first_seen:type_name -> google.protobuf.Timestamp
-	30, // 13: replypath.trace.v1.Finding.last_seen:type_name -> google.protobuf.Timestamp
-	10, // 14: replypath.trace.v1.Finding.connections:type_name -> replypath.trace.v1.Connection
-	30, // 15: replypath.trace.v1.Evidence.time:type_name -> google.protobuf.Timestamp
-	30, // 16: replypath.trace.v1.Connection.last_seen:type_name -> google.protobuf.Timestamp
-	12, // 17: replypath.trace.v1.Path.request:type_name -> replypath.trace.v1.Hop
-	12, // 18: replypath.trace.v1.Path.reply:type_name -> replypath.trace.v1.Hop
-	30, // 19: replypath.trace.v1.Path.first_seen:type_name -> google.protobuf.Timestamp
-	30, // 20: replypath.trace.v1.Path.last_seen:type_name -> google.protobuf.Timestamp
-	13, // 21: replypath.trace.v1.Path.process:type_name -> replypath.trace.v1.Process
-	30, // 22: replypath.trace.v1.Hop.time:type_name -> google.protobuf.Timestamp
-	16, // 23: replypath.trace.v1.Summary.losses:type_name -> replypath.trace.v1.Loss
-	18, // 24: replypath.trace.v1.Node.hooks:type_name -> replypath.trace.v1.HookStatus
-	16, // 25: replypath.trace.v1.Node.losses:type_name -> replypath.trace.v1.Loss
-	30, // 26: replypath.trace.v1.Node.started:type_name -> google.protobuf.Timestamp
-	30, // 27: replypath.trace.v1.DnsRequest.since:type_name -> google.protobuf.Timestamp
-	21, // 28: replypath.trace.v1.DnsResponse.queries:type_name -> replypath.trace.v1.DnsQueries
-	22, // 29: replypath.trace.v1.DnsResponse.end:type_name -> replypath.trace.v1.DnsEnd
-	15, // 30: replypath.trace.v1.DnsResponse.lost_events:type_name -> replypath.trace.v1.LostEvents
-	23, // 31: replypath.trace.v1.DnsQueries.queries:type_name -> replypath.trace.v1.DnsQuery
-	16, // 32: replypath.trace.v1.DnsEnd.losses:type_name -> replypath.trace.v1.Loss
-	30, // 33: replypath.trace.v1.DnsQuery.time:type_name -> google.protobuf.Timestamp
-	13, // 34: replypath.trace.v1.DnsQuery.process:type_name -> replypath.trace.v1.Process
-	24, // 35: replypath.trace.v1.DnsQuery.answers:type_name -> replypath.trace.v1.DnsRecord
-	12, // 36: replypath.trace.v1.DnsQuery.request:type_name -> replypath.trace.v1.Hop
-	12, // 37: replypath.trace.v1.DnsQuery.reply:type_name -> replypath.trace.v1.Hop
-	25, // 38: replypath.trace.v1.DnsQuery.drop:type_name -> replypath.trace.v1.DnsDrop
-	30, // 39: replypath.trace.v1.DnsDrop.time:type_name -> google.protobuf.Timestamp
-	0,  // 40: replypath.trace.v1.DnsDrop.direction:type_name -> replypath.trace.v1.Direction
-	28, // 41: replypath.trace.v1.DnsSummary.failures:type_name -> replypath.trace.v1.DnsSummary.FailuresEntry
-	29, // 42: replypath.trace.v1.DnsSummary.rcodes:type_name -> replypath.trace.v1.DnsSummary.RcodesEntry
-	27, // 43: replypath.trace.v1.DnsSummary.top_names:type_name -> replypath.trace.v1.DnsName
-	16, // 44: replypath.trace.v1.DnsSummary.losses:type_name -> replypath.trace.v1.Loss
-	1,  // 45: replypath.trace.v1.Tracer.Explain:input_type -> replypath.trace.v1.ExplainRequest
-	3,  // 46: replypath.trace.v1.Tracer.Watch:input_type -> replypath.trace.v1.WatchRequest
-	19, // 47: replypath.trace.v1.Tracer.Queries:input_type -> replypath.trace.v1.DnsRequest
-	5,  // 48: replypath.trace.v1.Tracer.Status:input_type -> replypath.trace.v1.StatusRequest
-	2,  // 49: replypath.trace.v1.Tracer.Explain:output_type -> replypath.trace.v1.ExplainResponse
-	4,  // 50: replypath.trace.v1.Tracer.Watch:output_type -> replypath.trace.v1.WatchResponse
-	20, // 51: replypath.trace.v1.Tracer.Queries:output_type -> replypath.trace.v1.DnsResponse
-	6,  // 52: replypath.trace.v1.Tracer.Status:output_type -> replypath.trace.v1.StatusResponse
-	49, // [49:53] is the sub-list for method output_type
-	45, // [45:49] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	10, // 1: replypath.trace.v1.ExplainRequest.connections:type_name -> replypath.trace.v1.Connection
+	31, // 2: replypath.trace.v1.ExplainRequest.ago:type_name -> google.protobuf.Duration
+	7,  // 3: replypath.trace.v1.ExplainResponse.finding:type_name -> replypath.trace.v1.Finding
+	11, // 4: replypath.trace.v1.ExplainResponse.path:type_name -> replypath.trace.v1.Path
+	14, // 5: replypath.trace.v1.ExplainResponse.summary:type_name -> replypath.trace.v1.Summary
+	7,  // 6: replypath.trace.v1.WatchResponse.finding:type_name -> replypath.trace.v1.Finding
+	11, // 7: replypath.trace.v1.WatchResponse.path:type_name -> replypath.trace.v1.Path
+	15, // 8: replypath.trace.v1.WatchResponse.lost_events:type_name -> replypath.trace.v1.LostEvents
+	17, // 9: replypath.trace.v1.StatusResponse.nodes:type_name -> replypath.trace.v1.Node
+	0,  // 10: replypath.trace.v1.Finding.direction:type_name -> replypath.trace.v1.Direction
+	8,  // 11: replypath.trace.v1.Finding.where:type_name -> replypath.trace.v1.Where
+	11, // 12: replypath.trace.v1.Finding.path:type_name -> replypath.trace.v1.Path
+	9,  // 13: replypath.trace.v1.Finding.evidence:type_name -> replypath.trace.v1.Evidence
+	30, // 14: replypath.trace.v1.Finding.first_seen:type_name -> google.protobuf.Timestamp
+	30, // 15: replypath.trace.v1.Finding.last_seen:type_name -> google.protobuf.Timestamp
+	10, // 16: replypath.trace.v1.Finding.connections:type_name -> replypath.trace.v1.Connection
+	30, // 17: replypath.trace.v1.Evidence.time:type_name -> google.protobuf.Timestamp
+	30, // 18: replypath.trace.v1.Connection.last_seen:type_name -> google.protobuf.Timestamp
+	12, // 19: replypath.trace.v1.Path.request:type_name -> replypath.trace.v1.Hop
+	12, // 20: replypath.trace.v1.Path.reply:type_name -> replypath.trace.v1.Hop
+	30, // 21: replypath.trace.v1.Path.first_seen:type_name -> google.protobuf.Timestamp
+	30, // 22: replypath.trace.v1.Path.last_seen:type_name -> google.protobuf.Timestamp
+	13, // 23: replypath.trace.v1.Path.process:type_name -> replypath.trace.v1.Process
+	30, // 24: replypath.trace.v1.Hop.time:type_name -> google.protobuf.Timestamp
+	16, // 25: replypath.trace.v1.Summary.losses:type_name -> replypath.trace.v1.Loss
+	18, // 26: replypath.trace.v1.Node.hooks:type_name -> replypath.trace.v1.HookStatus
+	16, // 27: replypath.trace.v1.Node.losses:type_name -> replypath.trace.v1.Loss
+	30, // 28: replypath.trace.v1.Node.started:type_name -> google.protobuf.Timestamp
+	30, // 29: replypath.trace.v1.Node.time:type_name -> google.protobuf.Timestamp
+	30, // 30: replypath.trace.v1.DnsRequest.since:type_name -> google.protobuf.Timestamp
+	21, // 31: replypath.trace.v1.DnsResponse.queries:type_name -> replypath.trace.v1.DnsQueries
+	22, // 32: replypath.trace.v1.DnsResponse.end:type_name -> replypath.trace.v1.DnsEnd
+	15, // 33: replypath.trace.v1.DnsResponse.lost_events:type_name -> replypath.trace.v1.LostEvents
+	23, // 34: replypath.trace.v1.DnsQueries.queries:type_name -> replypath.trace.v1.DnsQuery
+	16, // 35: replypath.trace.v1.DnsEnd.losses:type_name -> replypath.trace.v1.Loss
+	30, // 36: replypath.trace.v1.DnsQuery.time:type_name -> google.protobuf.Timestamp
+	13, // 37: replypath.trace.v1.DnsQuery.process:type_name -> replypath.trace.v1.Process
+	24, // 38: replypath.trace.v1.DnsQuery.answers:type_name -> replypath.trace.v1.DnsRecord
+	12, // 39: replypath.trace.v1.DnsQuery.request:type_name -> replypath.trace.v1.Hop
+	12, // 40: replypath.trace.v1.DnsQuery.reply:type_name -> replypath.trace.v1.Hop
+	25, // 41: replypath.trace.v1.DnsQuery.drop:type_name -> replypath.trace.v1.DnsDrop
+	30, // 42: replypath.trace.v1.DnsDrop.time:type_name -> google.protobuf.Timestamp
+	0,  // 43: replypath.trace.v1.DnsDrop.direction:type_name -> replypath.trace.v1.Direction
+	28, // 44: replypath.trace.v1.DnsSummary.failures:type_name -> replypath.trace.v1.DnsSummary.FailuresEntry
+	29, // 45: replypath.trace.v1.DnsSummary.rcodes:type_name -> replypath.trace.v1.DnsSummary.RcodesEntry
+	27, // 46: replypath.trace.v1.DnsSummary.top_names:type_name -> replypath.trace.v1.DnsName
+	16, // 47: replypath.trace.v1.DnsSummary.losses:type_name -> replypath.trace.v1.Loss
+	1,  // 48: replypath.trace.v1.Tracer.Explain:input_type -> replypath.trace.v1.ExplainRequest
+	3,  // 49: replypath.trace.v1.Tracer.Watch:input_type -> replypath.trace.v1.WatchRequest
+	19, // 50: replypath.trace.v1.Tracer.Queries:input_type -> replypath.trace.v1.DnsRequest
+	5,  // 51: replypath.trace.v1.Tracer.Status:input_type -> replypath.trace.v1.StatusRequest
+	2,  // 52: replypath.trace.v1.Tracer.Explain:output_type -> replypath.trace.v1.ExplainResponse
+	4,  // 53: replypath.trace.v1.Tracer.Watch:output_type -> replypath.trace.v1.WatchResponse
+	20, // 54: replypath.trace.v1.Tracer.Queries:output_type -> replypath.trace.v1.DnsResponse
+	6,  // 55: replypath.trace.v1.Tracer.Status:output_type -> replypath.trace.v1.StatusResponse
+	52, // [52:56] is the sub-list for method output_type
+	48, // [48:52] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_trace_proto_init() }

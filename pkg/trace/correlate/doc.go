@@ -5,6 +5,8 @@
 // the answer carries it plus one as its acknowledgement. Events without
 // sequence numbers are joined by namespace and tuple.
 //
+// Join does the same for what agents of several nodes know, each by its own clock.
+//
 // Everything is bounded: the number of live paths, their hops and their age.
 // The clock is that of the events, or is passed in.
 package correlate

@@ -35,10 +35,13 @@ func (t *Table) addDrop(ev *trace.Event) {
 }
 
 // isBridgeDrop reports the one drop of a packet to another MAC that is on its
-// way: by a bridge's own filter, or a program or filter of tc or XDP at its port.
+// way: by a bridge's own filter, for its size, or by a program or filter of tc or XDP at its port.
 // All others drop what was flooded here. Where
 // the kernel gives no reason (before 5.17; early in the bridge also later), the function tells.
 func isBridgeDrop(ev *trace.Event) bool {
+	if ev.BySwitch() {
+		return true
+	}
 	switch ev.Reason {
 	case "NETFILTER_DROP", "XDP", "TC_INGRESS", "TC_EGRESS":
 		return true
@@ -46,7 +49,9 @@ func isBridgeDrop(ev *trace.Event) bool {
 		return isBeforeArrival(ev) || strings.HasPrefix(ev.Symbol, "do_xdp_generic") || strings.HasPrefix(ev.Symbol, "netif_receive_generic_xdp") ||
 			strings.HasPrefix(ev.Symbol, "__netif_receive_skb_core") || strings.HasPrefix(ev.Symbol, "__dev_queue_xmit") ||
 			strings.HasPrefix(ev.Symbol, "nf_hook_slow") || strings.HasPrefix(ev.Symbol, "nft_do_chain") ||
-			strings.HasPrefix(ev.Symbol, "br_handle_frame") || strings.HasPrefix(ev.Symbol, "br_nf_")
+			strings.HasPrefix(ev.Symbol, "br_handle_frame") || strings.HasPrefix(ev.Symbol, "br_nf_") ||
+			strings.HasPrefix(ev.Symbol, "br_dev_queue_push_xmit") || strings.HasPrefix(ev.Symbol, "__dev_forward_skb") || strings.HasPrefix(ev.Symbol, "dev_forward_skb") ||
+			strings.HasPrefix(ev.Symbol, "veth_xmit") || strings.HasPrefix(ev.Symbol, "ip6_fragment") || strings.HasPrefix(ev.Symbol, "ip_do_fragment") || strings.HasPrefix(ev.Symbol, "ip_fragment")
 	}
 	return false
 }
@@ -87,10 +92,12 @@ func (t *Table) addHandshakeDrop(ev *trace.Event) { t.addHandshakePacketDrop(ev,
 // one dropped, or the one that it carried.
 func (t *Table) addHandshakePacketDrop(packet, ev *trace.Event) {
 	d, seq, request := trace.Request, packet.Seq, packet.Tuple
+	find := func() *path { return t.findSeq(seq, d, request, packet) }
 	if packet.Flags.IsSYNACK() {
 		d, seq, request = trace.Reply, packet.Ack-1, packet.Tuple.Reverse()
+		find = func() *path { return t.findAnswered(request, packet) }
 	}
-	p := t.findSeq(seq, d, request, packet)
+	p := find()
 	if p == nil {
 		p = t.create(seq, request, packet)
 		if d == trace.Request && ev.InIndex == 0 {
@@ -99,6 +106,9 @@ func (t *Table) addHandshakePacketDrop(packet, ev *trace.Event) {
 	}
 	t.touch(p, request, packet)
 	p.settle(ev.Netns)
+	if p.isCopy(d, ev) {
+		return
+	}
 	p.dropAt(d, ev)
 	if ev.Carried.Known() {
 		// A switch in a program hands the kernel what it has no flow for yet: the next one passes.

@@ -19,7 +19,7 @@ func (t *Table) Add(ev *trace.Event) {
 		t.addTunnelDrop(ev)
 		return
 	}
-	if ev.Hook == trace.HookDrop && isRouteQuery(ev) {
+	if ev.Hook == trace.HookDrop && (isRouteQuery(ev) || isSwitchNoise(ev)) {
 		return
 	}
 	if ev.Fragment && ev.Hook == trace.HookDrop {
@@ -76,10 +76,10 @@ func (t *Table) handshake(ev *trace.Event) (*path, trace.Direction) {
 		}
 		return t.findSeq(ev.Seq, trace.Reply, tuple.Reverse(), ev), trace.Request
 	case ev.Flags.IsSYNACK(), ev.Flags.Has(trace.RST | trace.ACK):
-		if p := t.findSeq(ev.Ack-1, trace.Reply, tuple.Reverse(), ev); p != nil {
+		if p := t.findAnswered(tuple.Reverse(), ev); p != nil {
 			return p, trace.Reply
 		}
-		return t.findSeq(ev.Ack-1, trace.Reply, tuple, ev), trace.Reply
+		return t.findAnswered(tuple, ev), trace.Reply
 	}
 	return nil, trace.DirectionUnknown
 }
@@ -164,7 +164,7 @@ func (p *path) turnsBack() bool {
 // addReply follows a SYN-ACK.
 func (t *Table) addReply(ev *trace.Event) {
 	request := ev.Tuple.Reverse()
-	p := t.findSeq(ev.Ack-1, trace.Reply, request, ev)
+	p := t.findAnswered(request, ev)
 	if p == nil {
 		// Its SYN was not seen: it came before we looked, or was lost.
 		p = t.create(ev.Ack-1, request, ev)
@@ -295,7 +295,7 @@ func (t *Table) keepUntaken(ev *trace.Event) {
 func (t *Table) refuseUntaken(p *path, ev *trace.Event) {
 	u := p.untaken
 	p.untaken = nil
-	answers := ev.Flags.Has(trace.RST|trace.ACK) && ev.Ack == p.seq+1
+	answers := ev.Flags.Has(trace.RST|trace.ACK) && p.isAcked(ev)
 	if u != nil && answers && u.Netns == ev.Netns && p.replied.IsZero() && ev.Time.Sub(u.Time) < neighborAge {
 		t.refuse(u)
 	}
@@ -329,6 +329,9 @@ func (t *Table) addICMPError(ev *trace.Event) {
 			return
 		}
 		p.circled = ev.Time
+		if ev.Tuple.Protocol == trace.UDP && !p.goesRound(d) {
+			return // as traceroute has it
+		}
 		t.open(p, trace.SymptomLoop, d, ev)
 	case isTooBig(ev):
 		t.addTooBig(p, d, ev)
@@ -359,7 +362,7 @@ func (t *Table) addSocketState(ev *trace.Event) {
 			return
 		}
 		// Whatever devices showed of it, both sides have heard of each other.
-		p.replied, p.changed = ev.Time, true
+		p.replied, p.changed, p.established = ev.Time, true, true
 		if !p.answered {
 			p.answered = true
 			t.handOut(p)

@@ -17,6 +17,7 @@ const (
 // path is an exchange that is still followed.
 type path struct {
 	seq            uint32 // of its SYN
+	opens          uint32 // its key in Table.opened
 	next           *path  // another path with the same seq
 	protocol       trace.Protocol
 	client, server netip.AddrPort
@@ -28,6 +29,8 @@ type path struct {
 	answered       bool
 	guessed        bool // who is the client
 	reset          bool
+	adopted        bool    // it began before we looked: seq is not that of its SYN
+	established    bool    // a socket said that both sides have heard of each other
 	closed         bool    // both sides have sent a FIN, or one a RST
 	fins           [2]bool // by direction: a FIN was seen
 	changed        bool    // since it was last handed out
@@ -35,6 +38,7 @@ type path struct {
 	skb            uint64       // of the packet seen last
 	drops          uint32       // of packets after the handshake
 	tunnelDrops    uint32       // of its handshake, within tunnels
+	switchDrops    uint32       // of its handshake, or of its datagrams, by Open vSwitch
 	miss           *trace.Event // failed route lookup seen last
 	replied        time.Time    // when a SYN-ACK, or a socket that it established, was seen last
 	rejection      rejection
@@ -89,6 +93,7 @@ type hop struct {
 	left      time.Time // latest departure
 	ttl       uint8     // of the latest arrival
 	rounds    uint32    // how often the packet that came in last had been here before
+	kinds     [2]string // of the devices in and out
 }
 
 // related reports whether a packet in direction d can belong to the path; tuple
@@ -157,6 +162,9 @@ func (p *path) arrive(d trace.Direction, ev *trace.Event) *hop {
 		*hops = append(*hops, hop{netns: ev.Netns, in: ev.Device, port: ev.Device.Index, first: ev.Time})
 		h = &(*hops)[len(*hops)-1]
 	}
+	if h.in.Index == ev.Device.Index {
+		h.kinds[0] = ev.Kind
+	}
 	if !h.comesAround(ev) {
 		h.count++
 	}
@@ -201,10 +209,11 @@ func (p *path) depart(d trace.Direction, ev *trace.Event) *hop {
 		h.count++
 		h.at = ev.Time
 		h.mark = ev.Mark
+		h.ttl = ev.TTL
 	}
 	h.left = ev.Time
 	if h.out.Index == 0 {
-		h.out = ev.Device
+		h.out, h.kinds[1] = ev.Device, ev.Kind
 	}
 	h.pending = false
 	h.tuple = ev.Tuple
@@ -281,7 +290,12 @@ func (p *path) arrival(d trace.Direction, h *hop) trace.Event {
 
 // snapshot makes the path that diagnosis and people see.
 func (p *path) snapshot(place func(trace.Netns, time.Time) trace.Place) trace.Path {
+	seq := p.seq
+	if p.adopted || p.protocol != trace.TCP {
+		seq = 0
+	}
 	return trace.Path{
+		Sequence: seq, Established: p.established,
 		Protocol: p.protocol, Client: p.client, Server: p.server,
 		Request: snapshotHops(p.request, place), Reply: snapshotHops(p.reply, place),
 		First: p.first, Last: p.last, Requests: p.requests,
@@ -299,8 +313,17 @@ func snapshotHops(hops []hop, place func(trace.Netns, time.Time) trace.Place) []
 		}
 		out = append(out, trace.Hop{
 			Place: place(h.netns, h.first), In: h.in, Out: h.out, Tuple: h.tuple, First: h.first, Count: h.count,
-			Arrived: h.arrived, Rounds: h.rounds, Mark: h.mark, Bridged: h.otherHost,
+			Arrived: h.arrived, Rounds: h.rounds, Mark: h.mark, Bridged: h.otherHost, TTL: h.ttl,
+			InTunnel: tunnelKind(h.kinds[0]), OutTunnel: tunnelKind(h.kinds[1]),
 		})
 	}
 	return out
+}
+
+// tunnelKind returns the kind of a device if it is a tunnel.
+func tunnelKind(kind string) string {
+	if trace.IsTunnel(kind) {
+		return kind
+	}
+	return ""
 }

@@ -2,6 +2,7 @@ package correlate
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/replypath/replypath/pkg/trace"
@@ -110,6 +111,7 @@ func (t *Table) watchRepeated(p *path, ev *trace.Event) {
 		t.refuseAstray(p)
 		return
 	}
+	t.watchSwallowed(p, ev.Time)
 	if h := p.departed(trace.Reply); h != nil {
 		gone := p.departure(trace.Reply, h)
 		t.open(p, trace.SymptomVanished, trace.Reply, &gone)
@@ -118,13 +120,60 @@ func (t *Table) watchRepeated(p *path, ev *trace.Event) {
 	if len(p.reply) > 0 {
 		return
 	}
-	lost := p.turnsBack()
-	if h := p.departed(trace.Request); h != nil {
-		lost = lost || h.in.Index != 0
-	}
-	if lost {
+	if p.turnsBack() || p.wentOut() {
 		t.open(p, trace.SymptomStray, trace.Request, ev)
 	}
+}
+
+// wentOut reports whether the request before the one that is now sent at the first
+// hop was last seen to leave a host that it had come to.
+func (p *path) wentOut() bool {
+	var last *hop
+	for i := 1; i < len(p.request); i++ {
+		if h := &p.request[i]; !h.otherHost && (last == nil || h.latest().After(last.latest())) {
+			last = h
+		}
+	}
+	return last != nil && last.in.Index != 0 && last.out.Index != 0 && !last.left.Before(last.at)
+}
+
+// isExpiry reports the drop of a packet whose hop limit ran out where it was to be sent on.
+func isExpiry(ev *trace.Event) bool {
+	if ev.TTL > 1 || ev.TTL == 0 || ev.InIndex == 0 {
+		return false
+	}
+	return strings.HasPrefix(ev.Symbol, "ip_forward") || strings.HasPrefix(ev.Symbol, "ip6_forward")
+}
+
+// goesRound notes the hops that a datagram must have passed again and again, once
+// its hop limit has run out: of each flow the kernel tells one packet a second at each
+// device. It came to one host by two devices, or was sent back where it came from.
+func (p *path) goesRound(d trace.Direction) bool {
+	hops := *p.hops(d)
+	round := false
+	mark := func(h *hop) {
+		h.rounds = max(h.rounds, circleRounds)
+		round = true
+	}
+	for i := range hops {
+		first := &hops[i]
+		if first.otherHost || first.in.Index == 0 {
+			continue
+		}
+		if first.in.Index == first.out.Index {
+			mark(first)
+		}
+		for j := len(hops) - 1; j > i; j-- {
+			if hops[j].netns != first.netns || hops[j].otherHost || hops[j].in.Index == first.in.Index {
+				continue
+			}
+			for k := i; k <= j; k++ {
+				mark(&hops[k])
+			}
+			break
+		}
+	}
+	return round
 }
 
 // sources finds the live paths by the address and port of their clients, before and after NAT.

@@ -58,6 +58,7 @@ type Table struct {
 	cfg      Config
 	bySeq    map[uint32]*path
 	tuples   map[tupleKey]*path
+	opened   map[uint32]*path // by what their answer acknowledges, where that is data too
 	sources  sources
 	recent   *list.List // of *path, most recently active first
 	waits    []waiting
@@ -82,6 +83,7 @@ func New(cfg Config) *Table {
 		cfg:     cfg,
 		bySeq:   make(map[uint32]*path),
 		tuples:  make(map[tupleKey]*path),
+		opened:  make(map[uint32]*path),
 		sources: make(sources),
 		recent:  list.New(),
 		udp:     newUDPPaths(),
@@ -251,7 +253,7 @@ func (t *Table) adopt(ev *trace.Event) (*path, trace.Direction) {
 		tuple, d = tuple.Reverse(), trace.Reply
 	}
 	p := t.create(ev.Seq, tuple, ev)
-	p.guessed = !ev.Conntrack.Known()
+	p.guessed, p.adopted = !ev.Conntrack.Known(), true
 	t.touch(p, tuple, ev)
 	return p, d
 }
@@ -278,6 +280,7 @@ func (t *Table) remove(p *path) {
 		return
 	}
 	t.handOut(p)
+	t.forgetOpened(p)
 	t.udp.forget(p)
 	t.fragments.forget(p)
 	t.recent.Remove(p.element)

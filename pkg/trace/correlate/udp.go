@@ -2,6 +2,7 @@ package correlate
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +24,11 @@ const (
 	// udpAsked is how long after a request a failed lookup is for its answer. Others
 	// look the way up too: who investigates, for one.
 	udpAsked = 2 * time.Second
+	// udpStrays is up to which of its questions a client that gets no answer makes a
+	// case of their way: many datagrams want none.
+	udpStrays = 3
+	// udpUnderWay is how long an answer may be on its way from one namespace to the next.
+	udpUnderWay = 100 * time.Millisecond
 	// firstEphemeral is the first port that Linux gives to clients (net.ipv4.ip_local_port_range).
 	firstEphemeral = 32768
 )
@@ -103,7 +109,42 @@ func (t *Table) datagramPath(ev *trace.Event) (*path, trace.Direction) {
 			}
 		}
 	}
+	if p := t.answeredPath(ev); p != nil {
+		return p, trace.Reply
+	}
 	return nil, trace.DirectionUnknown
+}
+
+// answeredPath returns the path whose client a datagram goes to, where it can be
+// nothing but the answer: it has the path's own addresses, and was led to where the
+// request had not come; or the host that the request went to answers it with others.
+func (t *Table) answeredPath(ev *trace.Event) *path {
+	p := t.sources[ev.Tuple.Dst]
+	if p == nil || p.protocol != trace.UDP || ev.Hook != trace.HookReceive && ev.Hook != trace.HookTransmit {
+		return nil
+	}
+	if asked := p.asked(); asked.IsZero() || ev.Time.Sub(asked) > udpAsked {
+		return nil
+	}
+	if slices.Contains(p.tuples, ev.Tuple.Reverse()) {
+		return p
+	}
+	h := p.lastArrival(trace.Request, ev.Netns)
+	if made := ev.Hook == trace.HookTransmit && ev.InIndex == 0; !made || h == nil || !p.isEnd(h) || h.out.Index != 0 || p.replied.After(h.at) {
+		return nil
+	}
+	return p
+}
+
+// asked is when the request was seen last.
+func (p *path) asked() time.Time {
+	var last time.Time
+	for i := range p.request {
+		if at := p.request[i].latest(); at.After(last) {
+			last = at
+		}
+	}
+	return last
 }
 
 // isSender reports whether a packet with this tuple can be one of the path's: an
@@ -177,6 +218,9 @@ func (t *Table) datagram(ev *trace.Event) (*path, trace.Direction) {
 		request = request.Reverse()
 	}
 	t.touch(p, request, ev)
+	if d == trace.Request && p.process.PID == 0 {
+		p.process = ev.Process
+	}
 	t.udp.see(p, d, ev)
 	if ev.MoreFragments {
 		t.fragments.add(p, d, ev)
@@ -197,12 +241,46 @@ func (t *Table) addDatagram(ev *trace.Event) {
 		p.arrive(d, ev)
 	}
 	if d == trace.Request {
-		p.requests = p.request[0].count
+		before := p.requests
+		if p.requests = p.request[0].count; before > 0 && p.requests > before {
+			t.watchRepeatedDatagram(p, ev)
+		}
+		return
+	}
+	if !p.answered && p.isAstray(ev) {
+		astray := *ev
+		p.astray = &astray
 		return
 	}
 	if !p.answered && p.isBack(ev) {
 		p.answered = true
 		t.handOut(p)
+	}
+}
+
+// watchRepeatedDatagram looks, when a client asks again, at what became of its
+// question and of the answer: what was found of either is a fault only where the
+// host that did it says so. That nothing was found is none.
+func (t *Table) watchRepeatedDatagram(p *path, ev *trace.Event) {
+	if p.answered || p.guessed || p.request[0].in.Index != 0 {
+		return // answers that go to another machine by another way are not seen to arrive
+	}
+	if astray := p.astray; astray != nil {
+		// One from another port may be meant to be: so TFTP answers.
+		if astray.Tuple.Src.Addr() != p.server.Addr() && p.mayOpen(trace.SymptomMisaddressed, ev) {
+			t.refuseAstray(p)
+		}
+		return
+	}
+	if h := p.departed(trace.Reply); h != nil {
+		gone := p.departure(trace.Reply, h)
+		if ev.Time.Sub(h.left) > udpUnderWay && p.mayOpen(trace.SymptomVanished, &gone) {
+			t.open(p, trace.SymptomVanished, trace.Reply, &gone)
+		}
+		return
+	}
+	if len(p.reply) == 0 && (p.turnsBack() || p.requests <= udpStrays && p.wentOut()) && p.mayOpen(trace.SymptomStray, ev) {
+		t.open(p, trace.SymptomStray, trace.Request, ev)
 	}
 }
 
@@ -258,7 +336,16 @@ func (t *Table) addDatagramDrop(ev *trace.Event) {
 	}
 	p, d := t.datagram(ev)
 	delete(t.udp.bySKB, ev.SKB) // its address is free from now on
+	if p.isCopy(d, ev) {
+		return
+	}
 	p.dropAt(d, ev)
+	if isExpiry(ev) && p.goesRound(d) {
+		if p.mayOpen(trace.SymptomLoop, ev) {
+			t.open(p, trace.SymptomLoop, d, ev)
+		}
+		return
+	}
 	if p.mayOpen(trace.SymptomDrop, ev) {
 		t.open(p, trace.SymptomDrop, d, ev)
 	}
@@ -280,23 +367,61 @@ func isUDPReceive(ev *trace.Event) bool {
 
 // refuseDatagram opens a case about a request that no socket took. An answer that
 // no socket took came late, to a client that is gone, or from an address that the
-// client did not ask.
+// client did not ask; or it should have been translated, and was before.
 func (t *Table) refuseDatagram(ev *trace.Event) {
 	if asked := t.udp.byClient[clientKey{ev.Netns, ev.Tuple.Dst}]; asked != nil && asked.server != ev.Tuple.Src {
-		asked.dropAt(trace.Reply, ev)
-		if asked.mayOpen(trace.SymptomRefused, ev) {
-			t.open(asked, trace.SymptomRefused, trace.Reply, ev)
+		// Else it is the late answer of another server that the same socket had asked.
+		if p, d := t.findTuple(ev.Netns, ev.Tuple); p == nil || p == asked || d == trace.Request {
+			t.refuseAnswer(asked, ev)
+			return
 		}
-		return
 	}
 	p, d := t.datagram(ev)
 	if d != trace.Request {
+		if p.answered && p.translatedAt(ev.Netns) {
+			t.refuseUnknown(p, ev)
+		}
 		return
 	}
 	p.settle(ev.Netns)
 	if p.mayOpen(trace.SymptomRefused, ev) {
 		t.open(p, trace.SymptomRefused, trace.Request, ev)
 	}
+}
+
+// refuseAnswer opens a case about an answer that reached the client from elsewhere.
+func (t *Table) refuseAnswer(p *path, ev *trace.Event) {
+	if p.answered {
+		t.refuseUnknown(p, ev)
+		return
+	}
+	if p.astray == nil {
+		astray := *ev
+		p.astray = &astray
+		if len(p.reply) == 0 || p.reply[len(p.reply)-1].netns != ev.Netns {
+			p.dropAt(trace.Reply, ev)
+		}
+	}
+	if p.mayOpen(trace.SymptomMisaddressed, ev) {
+		t.refuseAstray(p)
+	}
+}
+
+// refuseUnknown opens a case about an answer that came with other addresses than those before it.
+func (t *Table) refuseUnknown(p *path, ev *trace.Event) {
+	if p.mayOpen(trace.SymptomUnmatched, ev) {
+		t.open(p, trace.SymptomUnmatched, trace.Reply, ev)
+	}
+}
+
+// translatedAt reports whether a namespace gave the request other addresses.
+func (p *path) translatedAt(ns trace.Netns) bool {
+	for i := range p.request {
+		if h := &p.request[i]; h.netns == ns && h.in.Index != 0 && h.out.Index != 0 && h.arrived != h.tuple {
+			return true
+		}
+	}
+	return false
 }
 
 // mayOpen limits how often a stream of datagrams opens a case of one kind.

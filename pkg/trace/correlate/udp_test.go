@@ -103,7 +103,7 @@ func TestDatagramCases(t *testing.T) {
 		"an answer from elsewhere": {func(s *scene) {
 			s.udpRequest()
 			s.datagram(udp("10.2.0.20:53", "198.51.100.7:41822")).tx(backend, 0, 2).rx(client, 2).drop(client, 2, "NO_SOCKET", "x")
-		}, 1, trace.SymptomRefused, trace.Reply},
+		}, 1, trace.SymptomMisaddressed, trace.Reply},
 		"no route for the answer": {func(s *scene) { s.udpRequest(); s.miss(backend); s.wait(time.Second) }, 1, trace.SymptomSilence, trace.Reply},
 		"a miss in one of two tables": {func(s *scene) {
 			s.udpRequest()

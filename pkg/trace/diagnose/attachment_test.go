@@ -10,7 +10,7 @@ import (
 // explainedElsewhere are the rules whose cases are in tests of their own.
 var explainedElsewhere = map[string]bool{
 	"xdp-drop": true, "tc-drop": true, "conntrack-full": true, "conntrack-invalid-drop": true,
-	"socket-buffer-full": true, "tunnel-mismatch": true,
+	"socket-buffer-full": true, "tunnel-mismatch": true, "openvswitch-drop": true,
 }
 
 func attached(point trace.AttachPoint, change func(*trace.Attachment)) trace.Attachment {

@@ -31,15 +31,43 @@ func directHop(c *trace.Case) (at *trace.Hop, ingress *trace.Place) {
 }
 
 // directAnswer says why this host must know the way to the client; "" when it
-// only stands on the way.
-func directAnswer(c *trace.Case) string {
+// only stands on the way, or is an ordinary server.
+func directAnswer(c *trace.Case, s *trace.HostState) string {
 	h, ingress := directHop(c)
 	if h == nil {
-		return ""
+		return ownAnswer(c, s)
 	}
 	return fmt.Sprintf(" %s only tunnelled the request here, with %s still its destination, and %s itself translated that to %s: "+
 		"so %s has to answer the client directly, with %s as source (DSR).",
 		name(*ingress), c.Path.Server, name(c.Place), h.Tuple.Dst, name(c.Place), c.Path.Server)
+}
+
+// ownAnswer tells of a host that has a service's address among its own, and got
+// the request from a load balancer, as it was: one that is seen, or on another node.
+func ownAnswer(c *trace.Case, s *trace.HostState) string {
+	at := requestAt(&c.Path, c.Place.Netns)
+	if at == nil || !s.Virtual || at.Out.Index != 0 {
+		return ""
+	}
+	var balancer *trace.Hop
+	for i := range c.Path.Request {
+		h := &c.Path.Request[i]
+		if translates(h) {
+			return "" // and has to see the reply
+		}
+		if h.In.Index != 0 && h.Out.Index != 0 && !h.Bridged {
+			balancer = h
+		}
+	}
+	here, asked := name(c.Place), at.Tuple.Dst
+	switch {
+	case balancer != nil:
+		return fmt.Sprintf(" %s has the service's address itself, so %s answers the client directly, with %s as source: "+
+			"the reply does not go back through %s, from which the request came (DSR).", here, here, asked, name(balancer.Place))
+	case c.Path.Request[0].In.Index != 0: // from another node
+		return fmt.Sprintf(" %s has the service's address itself, so %s answers the client directly, with %s as source (DSR).", here, here, asked)
+	}
+	return ""
 }
 
 // astray returns the case of the host that sent a reply to a router which has no
@@ -72,11 +100,12 @@ func astray(c *trace.Case) (trace.Case, bool) {
 }
 
 // foundNothing reports the drop of a packet that no route matched. IPv6 says so
-// by the function that the lookup gave the packet to, and its last failed lookup
-// may be that for the ICMP error.
+// by the function that the lookup gave the packet to (which some kernels have
+// inlined into one that it shares with others), and its last failed lookup may
+// be that for the ICMP error.
 func foundNothing(c *trace.Case) bool {
 	if c.Event.Tuple.Is6() {
-		return isRoutingDrop(&c.Event) && hasPrefix(c.Event.Symbol, "ip6_pkt_discard")
+		return isRoutingDrop(&c.Event) && (hasPrefix(c.Event.Input, "ip6_pkt_discard") || hasPrefix(c.Event.Symbol, "ip6_pkt_discard"))
 	}
 	return isRoutingDrop(&c.Event) && c.Miss.Hook != trace.HookUnknown && (c.Miss.Errno == syscall.EAGAIN || c.Miss.Errno == syscall.ENETUNREACH)
 }
@@ -114,7 +143,7 @@ func explainAstray(c *trace.Case, s *trace.HostState) *explanation {
 		confidence: trace.Likely,
 		summary:    fmt.Sprintf("%s sends the reply to %s the wrong way: by %s, where no router knows the client", here, to, l.Device.Name),
 		cause: fmt.Sprintf("Route %s of %s leads%s by %s, to a router that has no route to %s. The request came through %s, which is on %s.",
-			showPrefix(prefix), here, viaText(l), l.Device.Name, to, g.Addr, g.Device.Name) + directAnswer(c),
+			showPrefix(prefix), here, viaText(l), l.Device.Name, to, g.Addr, g.Device.Name),
 		fix: []string{at(c.Place, "%s route replace %s via %s dev %s", ipCommand(to), showPrefix(prefix), g.Addr, quote(g.Device.Name)) +
 			fmt.Sprintf("   # %s is the router on the request's way", g.Addr)},
 		verify:   []string{at(c.Place, "%s route get %s from %s", ipCommand(to), to, c.Event.Tuple.Src.Addr())},

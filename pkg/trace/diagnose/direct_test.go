@@ -59,6 +59,19 @@ func TestAstray(t *testing.T) {
 	}
 }
 
+// TestFoundNothing6: kernels differ in which of two functions the other is inlined into.
+func TestFoundNothing6(t *testing.T) {
+	for name, want := range map[string]bool{"ip6_pkt_discard": true, "ip6_pkt_prohibit": false} {
+		for _, symbol := range []string{name, "ip6_pkt_drop"} {
+			c := replyDropped(vip6, "IP_INNOROUTES", symbol)
+			c.Event.Input = name
+			if got := foundNothing(&c); got != want {
+				t.Errorf("given to %s, dropped in %s: found nothing is %v", name, symbol, got)
+			}
+		}
+	}
+}
+
 func TestNotAstray(t *testing.T) {
 	wrong := byDefault()
 	wrong.Device = eth1
@@ -88,16 +101,49 @@ func TestNotAstray(t *testing.T) {
 func TestDirectAnswer(t *testing.T) {
 	c := tunnelled()
 	c.Place = be
-	if text := directAnswer(&c); !strings.Contains(text, "ig only tunnelled") {
+	if text := directAnswer(&c, &trace.HostState{}); !strings.Contains(text, "ig only tunnelled") {
 		t.Errorf("got %q", text)
 	}
 	c.Path.Request[1].In = eth0
-	if text := directAnswer(&c); text != "" {
+	if text := directAnswer(&c, &trace.HostState{}); text != "" {
 		t.Errorf("plain NAT is told as DSR: %q", text)
 	}
 	c = tunnelled()
 	c.Place, c.Path.Request[1].Tuple.Dst = be, netip.MustParseAddrPort("203.0.113.80:80")
-	if text := directAnswer(&c); text != "" {
+	if text := directAnswer(&c, &trace.HostState{}); text != "" {
 		t.Errorf("a host that does not translate is told as the one: %q", text)
+	}
+}
+
+// TestOwnAnswer: what makes direct return is the service's address on the host
+// that answers, behind a host that sent the request on as it was. Routers alone do not.
+func TestOwnAnswer(t *testing.T) {
+	rt, lb := trace.Place{Netns: 5, Name: "rt"}, trace.Place{Netns: 6, Name: "lb"}
+	hop := func(p trace.Place, out trace.Device, arrived, left trace.Tuple) trace.Hop {
+		return trace.Hop{Place: p, In: eth0, Out: out, Arrived: arrived, Tuple: left}
+	}
+	switched := hop(trace.Place{Netns: 7, Name: "sw"}, eth1, vip4, vip4)
+	switched.Bridged = true
+	atBackend := hop(be, trace.Device{}, vip4, vip4)
+	for name, test := range map[string]struct {
+		virtual bool
+		request []trace.Hop
+		want    string
+	}{
+		"through a load balancer":  {true, []trace.Hop{hop(rt, eth1, vip4, vip4), hop(lb, eth0, vip4, vip4), switched, atBackend}, "does not go back through lb"},
+		"balancer next to client":  {true, []trace.Hop{hop(lb, eth0, vip4, vip4), atBackend}, "with 203.0.113.80:80 as source"},
+		"two routers to a server":  {false, []trace.Hop{hop(rt, eth1, vip4, vip4), hop(lb, eth1, vip4, vip4), atBackend}, ""},
+		"a load balancer with NAT": {true, []trace.Hop{hop(rt, eth1, vip4, vip4), hop(lb, eth1, vip4, inPod), hop(be, trace.Device{}, inPod, inPod)}, ""},
+		"only a switch between":    {true, []trace.Hop{{Place: mgmt, Out: eth0, Tuple: vip4}, switched, atBackend}, ""},
+		"a balancer on its node":   {true, []trace.Hop{switched, atBackend}, "with 203.0.113.80:80 as source (DSR)"},
+		"on the way":               {true, []trace.Hop{hop(lb, eth0, vip4, vip4), hop(be, eth1, vip4, vip4)}, ""},
+		"not seen":                 {true, nil, ""},
+	} {
+		c := request(trace.SymptomSilence, vip4)
+		c.Path.Request = test.request
+		text := directAnswer(&c, &trace.HostState{Virtual: test.virtual})
+		if (text == "") != (test.want == "") || !strings.Contains(text, test.want) {
+			t.Errorf("%s: %q", name, text)
+		}
 	}
 }

@@ -10,9 +10,9 @@ var conntrackEntryLost = Rule{
 	ID:       "conntrack-entry-lost",
 	Title:    "NAT state vanished under a live connection",
 	Severity: trace.Error,
-	Doc: "The handshake was translated by a host on the way, and a later packet of the same connection arrived without translation, or at another host, and was refused with a reset or dropped " +
+	Doc: "The handshake (of UDP: the question) was translated by a host on the way, and a later packet of the same connection arrived without translation, or at another host, and was refused with a reset or dropped " +
 		"as INVALID: the connection tracking entry of the host that translates is gone (flushed, timed out, evicted, or lost in a failover). Recognised by the reset and by the addresses that the " +
-		"handshake had at each host. A connection that nobody translates, or that its own end has closed, is none of these.",
+		"handshake had at each host; for UDP by an answer that no socket took, after others that were. A connection that nobody translates, or that its own end has closed, is none of these.",
 	explain: explainEntryLost,
 }
 
@@ -54,6 +54,12 @@ func explainEntryLost(c *trace.Case, s *trace.HostState) *explanation {
 			"# let the client connect again: this connection cannot be mended",
 		},
 		verify: []string{tool + "   # must show the entry while a connection lives"},
+	}
+	if p.Protocol == trace.UDP {
+		e.fix = []string{
+			at(c.Place, "sysctl -w net.netfilter.nf_conntrack_udp_timeout_stream=300") + "   # longer than the exchange stays idle; and do not flush (conntrack -F, -D) while it lives",
+			"# let the client send before that time has passed, or ask again: its next datagram makes the entry anew",
+		}
 	}
 	if h.Arrived.Dst == h.Tuple.Dst {
 		e.cause = fmt.Sprintf("%s translated the connection's source from %s to %s. A later packet of the same connection was not translated like that: the connection tracking entry is gone "+

@@ -57,7 +57,13 @@ func seen(c *trace.Case) []trace.Evidence {
 		add(ev.Time, "the answer came back as %s -> %s, and the client had asked %s", ev.Tuple.Src, ev.Tuple.Dst, c.Path.Server)
 	case trace.SymptomVanished:
 		add(ev.Time, "the answer %s -> %s left %s by %s and was lost", ev.Tuple.Src, ev.Tuple.Dst, name(c.Place), ev.Device.Name)
+	case trace.SymptomSwallowed:
+		add(ev.Time, "the %s %s -> %s was not seen again after that, and the request was repeated", packetName(ev), ev.Tuple.Src, ev.Tuple.Dst)
 	case trace.SymptomUnmatched:
+		if ev.Tuple.Protocol == trace.UDP {
+			add(ev.Time, "a datagram of the live exchange was taken by no socket: nobody knew it by the addresses that it came with")
+			break
+		}
 		add(ev.Time, "a packet of the live connection was refused with a reset: nobody knew it by the addresses that it came with")
 	case trace.SymptomLoop:
 		if n := len(Circle(c)); n > 0 {

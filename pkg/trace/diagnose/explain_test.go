@@ -299,6 +299,17 @@ func TestExplain(t *testing.T) {
 		{"an ICMP error about the MTU, dropped", tooBig(trace.HookDrop), trace.HostState{Onward: found}, "mtu-blackhole", trace.Request, trace.Certain, "# accept icmp type destination-unreachable icmp code frag-needed (nft) in be"},
 		{"an ICMP error about the MTU, not heeded", tooBig(trace.HookICMPSent), trace.HostState{Onward: found}, "mtu-blackhole", trace.Request, trace.Likely, "# let ICMP"},
 		{"a later fragment, dropped by a filter", fragment("NETFILTER_DROP"), trace.HostState{Onward: found}, "fragment-drop", trace.Request, trace.Certain, "# accept fragments in be"},
+		{"a later fragment, and the rule that did it", fragment("NETFILTER_DROP"), trace.HostState{Onward: found, Filters: []trace.FilterVerdict{rule(true)}},
+			"fragment-drop", trace.Request, trace.Certain, "ip netns exec be nft insert rule inet filter fwd handle 9 ip saddr 198.51.100.7 ip daddr 203.0.113.80 ip frag-off \\& 0x3fff != 0 accept"},
+		{"a later fragment, and what may have done it", fragment("NETFILTER_DROP"), trace.HostState{Onward: found, Filters: []trace.FilterVerdict{rule(false), rule(false)}},
+			"fragment-drop", trace.Request, trace.Certain, "# ip netns exec be nft insert rule inet filter fwd handle 9"},
+		{"an ICMP error, and the rule that did it", tooBig(trace.HookDrop), trace.HostState{Onward: found, Filters: []trace.FilterVerdict{rule(true)}},
+			"mtu-blackhole", trace.Request, trace.Certain, "ip netns exec be nft insert rule inet filter fwd handle 9 icmp type destination-unreachable icmp code frag-needed accept"},
+		{"an ICMP error, dropped on another ground", func() trace.Case {
+			c := tooBig(trace.HookDrop)
+			c.Event.Reason = "IP_RPFILTER"
+			return c
+		}(), trace.HostState{Onward: found}, "mtu-blackhole", trace.Request, trace.Certain, "# mend what drops ICMP errors in be (IP_RPFILTER"},
 		{"a later fragment, dropped by something", fragment("TC_INGRESS"), trace.HostState{Onward: found}, "fragment-drop", trace.Request, trace.Likely, "# send datagrams that fit"},
 		{"fragments that never became whole", dropped(udp4, "FRAG_REASM_TIMEOUT", "ip_expire"), trace.HostState{Onward: found}, "fragment-drop", trace.Request, trace.Likely, "# find where"},
 		{"a first fragment, dropped by its port", func() trace.Case {

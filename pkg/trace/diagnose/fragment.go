@@ -18,7 +18,7 @@ var fragmentDrop = Rule{
 
 func explainFragment(c *trace.Case, s *trace.HostState) *explanation {
 	ev := &c.Event
-	if c.Symptom != trace.SymptomDrop || !ev.Fragment && !ev.MoreFragments && !isReassembly(ev) {
+	if c.Symptom != trace.SymptomDrop || !isFragment(ev) && !isReassembly(ev) {
 		return nil
 	}
 	filtered := isNetfilterDrop(c)
@@ -38,11 +38,12 @@ func explainFragment(c *trace.Case, s *trace.HostState) *explanation {
 		hook := netfilterHooks(c)[0]
 		e.hook = string(hook)
 		e.cause = fmt.Sprintf("The datagram %s is too big for one packet. Netfilter in %s dropped a fragment of it at hook %s, so it is never whole.", what, here, hook)
-		if v := c.Verdict; v.By == trace.ByChain {
-			e.cause += fmt.Sprintf(" Chain %s of nftables table %s did it.", v.Chain, v.Table)
-		}
 		e.fix = []string{fmt.Sprintf("# accept fragments in %s before what drops them (nft: ip frag-off & 0x1fff != 0 accept; exthdr frag exists accept), or send datagrams that fit", here)}
-		e.verify = append([]string{at(c.Place, "nft list ruleset") + "   # what handles packets without ports"}, e.verify...)
+		if blame(e, c, s) {
+			e.fix = append(e.fix, "# or send datagrams that fit into one packet")
+		} else {
+			e.verify = append([]string{at(c.Place, "nft list ruleset") + "   # what handles packets without ports"}, e.verify...)
+		}
 	case isReassembly(ev):
 		e.cause = fmt.Sprintf("%s could not put the fragments of the datagram %s together (%s): some were lost before, or came too late.", capital(here), what, ev.Reason)
 		e.confidence = trace.Likely
@@ -54,6 +55,9 @@ func explainFragment(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	return e
 }
+
+// isFragment reports a piece of a datagram, the first one included.
+func isFragment(ev *trace.Event) bool { return ev.Fragment || ev.MoreFragments }
 
 // isReassembly reports a drop by what puts fragments together (net/ipv4/ip_fragment.c, net/ipv6/reassembly.c).
 func isReassembly(ev *trace.Event) bool { return strings.HasPrefix(ev.Reason, "FRAG_") }

@@ -11,13 +11,14 @@ var mtuBlackhole = Rule{
 	Title:    "too big for a hop, and the ICMP that would say so was lost",
 	Severity: trace.Error,
 	Doc: "A packet is bigger than the MTU of the device by which a host must send it on, and may not be fragmented. The host says so with an ICMP error (\"fragmentation needed\", \"packet too big\"), and a sender that hears it sends smaller packets: " +
-		"that is no fault. It is one when the error itself is dropped on its way to the sender, at the host that drops it; or when a host says it again and again for longer than 700 ms, because the sender does not listen. The handshake always passes, its packets are small.",
+		"that is no fault. It is one when the error itself is dropped on its way to the sender, at the host that drops it; or when a host says it again and again for longer than 700 ms, because the sender does not listen. The handshake always passes, its packets are small. " +
+		"Bridges and the far ends of cables drop what is too big for them without any error, in functions that hand packets from device to device below IP: there the device and its MTU are named. Only packets by themselves are dropped so, not those that the kernel hands over joined (GSO).",
 	explain: explainTooBig,
 }
 
 func explainTooBig(c *trace.Case, s *trace.HostState) *explanation {
 	if c.Symptom != trace.SymptomTooBig {
-		return nil
+		return explainNarrow(c, s)
 	}
 	ev := &c.Event
 	here, hop := name(c.Place), name(c.TooBigPlace)
@@ -26,7 +27,7 @@ func explainTooBig(c *trace.Case, s *trace.HostState) *explanation {
 	if ev.Tuple.Is6() {
 		message, match = "packet too big", "icmpv6 type packet-too-big"
 	}
-	clamp := at(c.TooBigPlace, "nft add rule inet filter forward tcp flags syn tcp option maxseg size set rt mtu") +
+	clamp := "# " + at(c.TooBigPlace, "nft add rule inet filter forward tcp flags syn tcp option maxseg size set rt mtu") +
 		"   # or let TCP agree on smaller packets there (in a table and chain of hook forward that you have)"
 	e := &explanation{confidence: trace.Certain, device: c.TooBig.Device.Name}
 	if ev.Hook != trace.HookDrop {
@@ -43,10 +44,15 @@ func explainTooBig(c *trace.Case, s *trace.HostState) *explanation {
 		ev.Tuple.Src, ev.Tuple.Dst, hop, message, sender, here, dropText(ev))
 	e.fault = "icmp " + here
 	e.hook = ev.Hook.String()
-	if v := c.Verdict; v.By == trace.ByChain {
-		e.cause += fmt.Sprintf(" Chain %s of nftables table %s does it.", v.Chain, v.Table)
+	if !isNetfilterDrop(c) {
+		e.fix = []string{"# " + fmt.Sprintf("mend what drops ICMP errors in %s (%s)", here, dropText(ev)), clamp}
+		e.verify = []string{at(c.Place, "nstat -az IcmpInErrors IcmpInDestUnreachs Icmp6InPktTooBigs")}
+		return e
 	}
-	e.fix = []string{fmt.Sprintf("# accept %s (nft) in %s, before what drops it; `nft list ruleset` there shows the rules", match, here), clamp}
-	e.verify = []string{at(c.Place, "nft list ruleset") + "   # what handles ICMP errors"}
+	e.fix = []string{fmt.Sprintf("# accept %s (nft) in %s, before what drops it; `nft list ruleset` there shows the rules", match, here)}
+	if !blame(e, c, s) {
+		e.verify = append(e.verify, at(c.Place, "nft list ruleset")+"   # what handles ICMP errors")
+	}
+	e.fix = append(e.fix, clamp)
 	return e
 }

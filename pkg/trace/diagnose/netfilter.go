@@ -55,16 +55,7 @@ func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation 
 		hook = filters[0].Hook
 	}
 	e := &explanation{confidence: trace.Certain, device: filterDevice(c, s), hook: string(hook)}
-	for i := range filters {
-		line := state(s, "%s%s", showVerdict(&filters[i]), showCounter(&filters[i]))
-		if filters[i].Counted {
-			line.Series = "counter " + faultOf(&filters[i])
-		}
-		e.evidence = append(e.evidence, line)
-	}
-	if len(filters) == 1 && filters[0].Traced {
-		e.evidence = append(e.evidence, state(s, "nftables' own trace: %s dropped it", showShort(&filters[0])))
-	}
+	e.evidence = append(e.evidence, filterEvidence(s, filters)...)
 	what := fmt.Sprintf("%s %s -> %s", packetName(ev), ev.Tuple.Src, ev.Tuple.Dst)
 	switch len(filters) {
 	case 0:
@@ -99,6 +90,57 @@ func explainFilter(c *trace.Case, s *trace.HostState, verb string) *explanation 
 		e.verify = []string{verifyFilter(c, filters)}
 	}
 	return e
+}
+
+// filterEvidence is what rules and policies say of themselves.
+func filterEvidence(s *trace.HostState, filters []trace.FilterVerdict) []trace.Evidence {
+	var lines []trace.Evidence
+	for i := range filters {
+		line := state(s, "%s%s", showVerdict(&filters[i]), showCounter(&filters[i]))
+		if filters[i].Counted {
+			line.Series = "counter " + faultOf(&filters[i])
+		}
+		lines = append(lines, line)
+	}
+	if len(filters) == 1 && filters[0].Traced {
+		lines = append(lines, state(s, "nftables' own trace: %s dropped it", showShort(&filters[0])))
+	}
+	return lines
+}
+
+// blame names the rules or policies that dropped what is neither a handshake nor
+// whole: the words for the cause, the commands, and the evidence. It reports
+// whether one alone is to blame.
+func blame(e *explanation, c *trace.Case, s *trace.HostState) (one bool) {
+	filters := judgedFilters(c, s.Filters)
+	e.evidence = append(e.evidence, filterEvidence(s, filters)...)
+	switch v := c.Verdict; len(filters) {
+	case 0:
+		if v.By == trace.ByChain {
+			e.cause += fmt.Sprintf(" Chain %s of nftables table %s does it.", v.Chain, v.Table)
+		}
+		return false
+	case 1:
+		e.cause += fmt.Sprintf(" It is %s that drops it, at hook %s.", showVerdict(&filters[0]), filters[0].Hook)
+	default:
+		names := make([]string, len(filters))
+		for i := range filters {
+			names[i] = showShort(&filters[i])
+		}
+		e.cause += fmt.Sprintf(" One of these drops it: %s. Which one cannot be told from outside.", strings.Join(names, "; "))
+	}
+	e.hook = string(filters[0].Hook)
+	e.fix = []string{acceptBefore(c, &filters[0])}
+	e.verify = append([]string{verifyFilter(c, filters)}, e.verify...)
+	if len(filters) > 1 {
+		e.fix[0] = "# " + e.fix[0] + ", or before another of the candidates"
+		return false
+	}
+	e.fault = faultOf(&filters[0])
+	if !filters[0].Certain {
+		e.confidence = min(e.confidence, trace.Likely)
+	}
+	return true
 }
 
 // judgedFilters are the rules and policies that can have given the kernel's own
@@ -257,35 +299,72 @@ func acceptBefore(c *trace.Case, v *trace.FilterVerdict) string {
 	t := c.Event.Tuple
 	note := "   # if this traffic is meant to pass"
 	if v.Backend == "nft" {
-		family := "ip"
-		if t.Is6() {
-			family = "ip6"
-		}
-		match := fmt.Sprintf("%s daddr %s %s dport %d", family, t.Dst.Addr(), t.Protocol, t.Dst.Port())
-		if c.Direction == trace.Reply {
-			match = fmt.Sprintf("%s saddr %s %s sport %d", family, t.Src.Addr(), t.Protocol, t.Src.Port())
-			if isTracked(c) {
-				match += " ct state established"
-			}
-		}
 		where := fmt.Sprintf("%s %s %s", v.Family, quote(v.Table), quote(v.Chain))
 		if v.Policy {
-			return at(c.Place, "nft add rule %s %s accept", where, match) + note
+			return at(c.Place, "nft add rule %s %s accept", where, nftMatch(c, v)) + note
 		}
-		return at(c.Place, "nft insert rule %s handle %d %s accept", where, v.Handle, match) + note
+		return at(c.Place, "nft insert rule %s handle %d %s accept", where, v.Handle, nftMatch(c, v)) + note
 	}
 	tool := iptablesTool(t, v.Backend)
-	match := fmt.Sprintf("-p %s -d %s --dport %d", t.Protocol, t.Dst.Addr(), t.Dst.Port())
-	if c.Direction == trace.Reply {
-		match = fmt.Sprintf("-p %s -s %s --sport %d", t.Protocol, t.Src.Addr(), t.Src.Port())
-		if isTracked(c) {
-			match += " -m conntrack --ctstate ESTABLISHED"
-		}
-	}
 	if v.Policy {
-		return at(c.Place, "%s -t %s -A %s %s -j ACCEPT", tool, quote(v.Table), quote(v.Chain), match) + note
+		return at(c.Place, "%s -t %s -A %s %s -j ACCEPT", tool, quote(v.Table), quote(v.Chain), iptablesMatch(c, v)) + note
 	}
-	return at(c.Place, "%s -t %s -I %s %d %s -j ACCEPT", tool, quote(v.Table), quote(v.Chain), max(v.Line, 1), match) + note
+	return at(c.Place, "%s -t %s -I %s %d %s -j ACCEPT", tool, quote(v.Table), quote(v.Chain), max(v.Line, 1), iptablesMatch(c, v)) + note
+}
+
+// takesFragments reports whether the rule or policy took the packet as a
+// fragment, not by its ports.
+func takesFragments(c *trace.Case, v *trace.FilterVerdict) bool {
+	return c.Event.Fragment || c.Event.MoreFragments && namesFragments([]trace.FilterVerdict{*v})
+}
+
+// nftMatch matches the case's packet, and others of its kind, in nft's words.
+func nftMatch(c *trace.Case, v *trace.FilterVerdict) string {
+	pieces := takesFragments(c, v)
+	t, family := c.Event.Tuple, "ip"
+	if t.Is6() {
+		family = "ip6"
+	}
+	switch {
+	case c.Symptom == trace.SymptomTooBig && t.Is6():
+		return "icmpv6 type packet-too-big"
+	case c.Symptom == trace.SymptomTooBig:
+		return "icmp type destination-unreachable icmp code frag-needed"
+	case pieces && t.Is6():
+		return fmt.Sprintf("ip6 saddr %s ip6 daddr %s exthdr frag exists", t.Src.Addr(), t.Dst.Addr())
+	case pieces:
+		return fmt.Sprintf("ip saddr %s ip daddr %s ip frag-off \\& 0x3fff != 0", t.Src.Addr(), t.Dst.Addr())
+	case c.Direction != trace.Reply:
+		return fmt.Sprintf("%s daddr %s %s dport %d", family, t.Dst.Addr(), t.Protocol, t.Dst.Port())
+	}
+	match := fmt.Sprintf("%s saddr %s %s sport %d", family, t.Src.Addr(), t.Protocol, t.Src.Port())
+	if isTracked(c) {
+		match += " ct state established"
+	}
+	return match
+}
+
+// iptablesMatch is nftMatch in the words of iptables.
+func iptablesMatch(c *trace.Case, v *trace.FilterVerdict) string {
+	pieces := takesFragments(c, v)
+	t := c.Event.Tuple
+	switch {
+	case c.Symptom == trace.SymptomTooBig && t.Is6():
+		return "-p ipv6-icmp --icmpv6-type packet-too-big"
+	case c.Symptom == trace.SymptomTooBig:
+		return "-p icmp --icmp-type fragmentation-needed"
+	case pieces && t.Is6():
+		return fmt.Sprintf("-s %s -d %s -m frag", t.Src.Addr(), t.Dst.Addr())
+	case pieces:
+		return fmt.Sprintf("-s %s -d %s -f", t.Src.Addr(), t.Dst.Addr())
+	case c.Direction != trace.Reply:
+		return fmt.Sprintf("-p %s -d %s --dport %d", t.Protocol, t.Dst.Addr(), t.Dst.Port())
+	}
+	match := fmt.Sprintf("-p %s -s %s --sport %d", t.Protocol, t.Src.Addr(), t.Src.Port())
+	if isTracked(c) {
+		match += " -m conntrack --ctstate ESTABLISHED"
+	}
+	return match
 }
 
 // verifyFilter shows the chain and its counters.

@@ -19,8 +19,8 @@ var vipNotLocal = Rule{
 	ID:       "vip-not-local",
 	Title:    "traffic for the VIP reached a host that does not own it",
 	Severity: trace.Error,
-	Doc: "A request reached the host that should serve it, but its destination is not an address of this host, so it is dropped (IP_INADDRERRORS, IP_INNOROUTES) or sent on " +
-		"and circles. Certain when a socket here listens on that port, else likely.",
+	Doc: "A request reached the host that should serve it, but its destination is not an address of this host, so it is dropped (IP_INADDRERRORS, IP_INNOROUTES) or sent on, " +
+		"and circles or is not seen again; the latter counts only where the host before has a route to this one for that address alone. Certain when a socket here listens on that port, else likely.",
 	explain: explainVIPNotLocal,
 }
 
@@ -41,6 +41,9 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 	case wasLetGo(c):
 		if !listens || hasOwnRoute(s) || livesElsewhere(s) {
 			return nil
+		}
+		if c.Symptom == trace.SymptomStray && !isAppointed(s) {
+			return nil // a gateway that serves the port, too, and whatever its clients ask beyond it
 		}
 	case !wasNotTaken(c, s) || s.Onward.Found() && (s.Forwarding || mustForward(c, s)):
 		return nil
@@ -72,11 +75,16 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 		// gateway that serves the same port itself.
 		h := requestAt(&c.Path, c.Place.Netns)
 		circles := c.Event.ICMPType != 0 || h != nil && h.Rounds > 0
-		if passed := wasLetGo(c) && !circles && s.Onward.Device.Index != s.In.Index; !passed {
+		passed := c.Symptom == trace.SymptomStray || wasLetGo(c) && !circles && s.Onward.Device.Index != s.In.Index
+		if !passed {
 			e.confidence = trace.Certain
 		}
 		e.cause += fmt.Sprintf(" A socket here listens on port %d and would take it.", vip.Port())
 		e.evidence = append(e.evidence, state(s, "a socket listens on %s", s.Listeners[0].Addr))
+	}
+	if c.Symptom == trace.SymptomStray {
+		e.cause += fmt.Sprintf(" The host before has a route for %s alone, and it leads here.", vip.Addr())
+		e.evidence = append(e.evidence, state(s, "the host before sends %s here by its route %s", vip.Addr(), showPrefix(s.Sent.Prefix)))
 	}
 	if s.Onward.Found() && s.Forwarding {
 		e.cause += fmt.Sprintf(" It sends it on, by %s.", s.Onward.Device.Name)
@@ -88,8 +96,20 @@ func explainVIPNotLocal(c *trace.Case, s *trace.HostState) *explanation {
 // where it came from.
 func wasLetGo(c *trace.Case) bool {
 	ev := &c.Event
-	return c.Symptom == trace.SymptomLoop ||
+	return c.Symptom == trace.SymptomLoop || c.Symptom == trace.SymptomStray && c.Suspect ||
 		c.Symptom == trace.SymptomDrop && isNeighborDrop(ev) && ev.InIndex != 0 && ev.InIndex == ev.OutIndex
+}
+
+// DependsOnSender reports whether the cause depends on why the packet was sent to
+// this host: then HostState.Sent has to be filled.
+func DependsOnSender(c *trace.Case, s *trace.HostState) bool {
+	return c.Symptom == trace.SymptomStray && c.Suspect && !s.DstLocal && hasListener(s)
+}
+
+// isAppointed reports whether the host before has a route to this one for the
+// packet's destination alone: so a service's address is led to who serves it.
+func isAppointed(s *trace.HostState) bool {
+	return s.Sent.Found() && s.Sent.Prefix.IsValid() && s.Sent.Prefix.IsSingleIP()
 }
 
 // mustForward decides, for a host that has a route to a request's destination
@@ -115,16 +135,7 @@ func mustForward(c *trace.Case, s *trace.HostState) bool {
 	case s.Onward.Device.Index == s.In.Index:
 		return false
 	}
-	return !isTunnel(s.In.Kind) || ownedElsewhere(c, s)
-}
-
-// isTunnel reports whether a kind of device, as ip-link(8) names it, decapsulates.
-func isTunnel(kind string) bool {
-	switch kind {
-	case "vxlan", "geneve", "gre", "gretap", "ip6gre", "ip6gretap", "ipip", "ip6tnl", "sit", "erspan", "ip6erspan", "vti", "vti6", "wireguard", "tun":
-		return true
-	}
-	return false
+	return !trace.IsTunnel(s.In.Kind) || ownedElsewhere(c, s)
 }
 
 // livesElsewhere reports whether another namespace has the destination as its address on a link.

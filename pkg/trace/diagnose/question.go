@@ -17,7 +17,11 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		Ahead: c.Asked,
 	}
 	switch c.Symptom {
+	case trace.SymptomSwallowed:
+		q.Switched = ev.Device.Index
+		return q, true
 	case trace.SymptomSilence:
+		q.Switched = ev.Device.Index
 		if c.Miss.Mark != 0 {
 			q.Mark = c.Miss.Mark
 		}
@@ -29,27 +33,41 @@ func Question(c *trace.Case) (trace.Question, bool) {
 	case trace.SymptomRefused, trace.SymptomLoop, trace.SymptomDeaf, trace.SymptomAstray, trace.SymptomAsked:
 		return q, true
 	case trace.SymptomTooBig:
+		if ev.Hook == trace.HookDrop && isNetfilterDrop(c) && ev.Reporter.IsValid() {
+			return icmpQuestion(c, q), true
+		}
 		q.In, q.Out = 0, 0 // the packet's own: of the ICMP error about it nothing is asked
 		return q, true
 	case trace.SymptomVanished:
 		q.Policy = true
 		return q, c.Suspect
 	case trace.SymptomMisaddressed:
+		if f, ok := wrongSource(&c.Path); ok && f.deviation == ownSource && f.got.Protocol == trace.UDP {
+			q.Packet, q.In, q.Receivers = f.want.Reverse(), 0, true // which socket took the question
+		}
+		return q, c.Suspect
+	case trace.SymptomStray:
 		return q, c.Suspect
 	case trace.SymptomUnmatched:
 		return q, true
 	case trace.SymptomDrop:
 		q.Tunnels = isTunnelDrop(ev) || isNeighborDrop(ev)
 		switch {
+		case ev.BySwitch():
+			q.Switched = switchPort(ev)
+			return q, true
+		case isOversizeDrop(ev):
+			q.Out = ev.Device.Index
+			return q, true
 		case ev.Fragment, isReassembly(ev):
-			return q, true // a fragment has no ports: which rule takes it cannot be told by the datagram's
+			return fragmentQuestion(c, q), true
 		case isBufferDrop(ev) && !ev.Carried.Known():
 			q.Receivers = true
 			return q, true
 		case isTunnelDrop(ev):
 			return q, true
 		case isNetfilterDrop(c):
-			q.Filters = netfilterHooks(c)
+			q.Filters, q.MoreFragments = netfilterHooks(c), ev.MoreFragments
 			q.Limits, q.Tracked = asksLimits(c), tracked(c)
 			if ev.OtherHost && ev.Device.Index != ev.InIndex {
 				q.Out = ev.Device.Index // a bridge has chosen the port; there is no route
@@ -72,6 +90,29 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		}
 	}
 	return trace.Question{}, false
+}
+
+// icmpQuestion asks what filters do with the ICMP error that was dropped.
+func icmpQuestion(c *trace.Case, q trace.Question) trace.Question {
+	ev := &c.Event
+	q.Packet = trace.Tuple{Protocol: trace.ICMP, Src: netip.AddrPortFrom(ev.Reporter, 0), Dst: netip.AddrPortFrom(ev.Tuple.Src.Addr(), 0)}
+	if ev.Tuple.Is6() {
+		q.Packet.Protocol = trace.ICMPv6
+	}
+	q.Flags, q.ICMPType, q.ICMPCode = 0, ev.ICMPType, ev.ICMPCode
+	q.Filters, q.SourceMAC, q.Arrived = netfilterHooks(c), ev.SourceMAC, 0
+	return q
+}
+
+// fragmentQuestion asks what filters do with a fragment: it has no ports.
+func fragmentQuestion(c *trace.Case, q trace.Question) trace.Question {
+	ev := &c.Event
+	if !ev.Fragment || !isNetfilterDrop(c) {
+		return q
+	}
+	q.Packet.Src, q.Packet.Dst = netip.AddrPortFrom(q.Packet.Src.Addr(), 0), netip.AddrPortFrom(q.Packet.Dst.Addr(), 0)
+	q.Filters, q.Fragment, q.MoreFragments = netfilterHooks(c), true, ev.MoreFragments
+	return q
 }
 
 // DependsOnPath reports whether the mend depends on who is on this host's links
@@ -178,11 +219,17 @@ func Suspects(c *trace.Case) []trace.Case {
 	var suspects []trace.Case
 	for i := len(c.Path.Request) - 1; i > 0; i-- { // the first hop is the client, or the way in
 		h := &c.Path.Request[i]
-		if h.In.Index == 0 || h.Out.Index == 0 || c.Symptom == trace.SymptomStray && h.In.Index != h.Out.Index {
+		if h.In.Index == 0 || h.Out.Index == 0 {
 			continue
 		}
 		s := *c
 		s.Suspect, s.Symptom, s.Place = true, trace.SymptomLoop, h.Place
+		if c.Symptom == trace.SymptomStray && h.In.Index != h.Out.Index {
+			if h.Bridged || i != len(c.Path.Request)-1 || c.Path.Requests > strayRepeats {
+				continue
+			}
+			s.Symptom = trace.SymptomStray // it went on from here, and nobody saw it again
+		}
 		s.Event.Netns, s.Event.Device, s.Event.InIndex, s.Event.OutIndex = h.Place.Netns, h.In, h.In.Index, 0
 		s.Event.Tuple = h.Tuple
 		s.Arrival = s.Event
@@ -192,12 +239,19 @@ func Suspects(c *trace.Case) []trace.Case {
 	return suspects
 }
 
+// strayRepeats is up to which repetition of a request the host that sent it on is
+// asked: routers see many that go to machines which are not there.
+const strayRepeats = 3
+
 // isNetfilterDrop reports a drop by a rule, a policy or conntrack. Kernels
 // before 5.17 give no reason: there the function tells.
 func isNetfilterDrop(c *trace.Case) bool {
 	ev := &c.Event
 	if c.Verdict.Known() {
 		return true
+	}
+	if isOversizeDrop(ev) {
+		return false
 	}
 	if ev.Reason != "" && ev.Reason != "NOT_SPECIFIED" {
 		return ev.Reason == "NETFILTER_DROP" || ev.Reason == "NETFILTER_INGRESS"

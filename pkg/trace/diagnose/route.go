@@ -84,10 +84,7 @@ func explainNoRoute(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	switch {
 	case c.Direction == trace.Reply && c.Symptom == trace.SymptomDrop && c.Event.InIndex != 0:
-		e.cause = fmt.Sprintf("The reply "+tense(c, "came", "comes")+" to %s to be sent on, but no route there matches %s, and there is no default route.", here, to) + directAnswer(c)
-	case isDSR(c):
-		e.cause = fmt.Sprintf("%s answers the client directly: the reply does not go back through the hosts that the request came through (DSR). "+
-			"No route there matches %s, and there is no default route, so the answer is never built.", here, to)
+		e.cause = fmt.Sprintf("The reply "+tense(c, "came", "comes")+" to %s to be sent on, but no route there matches %s, and there is no default route.", here, to)
 	default:
 		e.cause = fmt.Sprintf("No route in %s matches %s, and there is no default route, so the answer is never built.", here, to)
 	}
@@ -96,17 +93,6 @@ func explainNoRoute(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	e.fix = []string{addRoute(c, s, to)}
 	return e
-}
-
-// isDSR reports whether the request passed a host that would have to see the reply too, had it done NAT.
-func isDSR(c *trace.Case) bool {
-	n := 0
-	for i := range c.Path.Request {
-		if h := &c.Path.Request[i]; h.In.Index != 0 && h.Out.Index != 0 {
-			n++
-		}
-	}
-	return n > 1
 }
 
 // addRoute is the command that gives the host a way back to the client.

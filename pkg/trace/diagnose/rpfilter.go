@@ -47,7 +47,7 @@ func explainRPFilter(c *trace.Case, s *trace.HostState) *explanation {
 	if s.Back.Found() {
 		expected := s.Back.Device.Name
 		e.cause = fmt.Sprintf("The packet from %s "+tense(c, "came", "comes")+" in by %s, but %s would send to %s by %s; with rp_filter=%d (strict) such a packet is dropped.",
-			source, dev, here, source, expected, in.RPFilter) + directAnswer(c)
+			source, dev, here, source, expected, in.RPFilter) + directAnswer(c, s)
 		e.evidence = append(e.evidence, state(s, "route to %s: dev %s%s", source, expected, viaText(s.Back)))
 		e.fix = []string{loosen + fmt.Sprintf("   # loose: any route to the source will do (or route %s by %s)", source, dev)}
 		return e

@@ -1,6 +1,8 @@
 package diagnose
 
 import (
+	"strings"
+
 	"github.com/replypath/replypath/pkg/trace"
 )
 
@@ -39,6 +41,7 @@ func Rules() []Rule {
 		fragmentDrop,
 		xdpDrop,
 		tcDrop,
+		openvswitchDrop,
 		tunnelMismatch,
 		socketBufferFull,
 		replyPolicyRouted,
@@ -87,6 +90,9 @@ func finding(r *Rule, e *explanation, c *trace.Case, s *trace.HostState) trace.F
 	}
 	if f.Direction == trace.DirectionUnknown {
 		f.Direction = c.Direction
+	}
+	if f.Direction == trace.Reply && !strings.Contains(f.Cause, "(DSR)") {
+		f.Cause += directAnswer(c, s)
 	}
 	for _, device := range []string{c.Arrival.Device.Name, c.Event.Device.Name, s.In.Name, s.Out.Name, s.Onward.Device.Name} {
 		if f.Where.Device == "" {

@@ -34,10 +34,13 @@ func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
 		summary:    fmt.Sprintf("the reply reached the client from %s instead of %s", f.got.Src, asked),
 		verify:     []string{fmt.Sprintf("# repeat the request: the reply must reach %s from %s", c.Path.Client.Addr(), asked)},
 	}
+	if c.Path.Protocol == trace.UDP && !c.Rejected {
+		e.confidence = trace.Likely // a socket took it: that its program did not is told by the question's repetition alone
+	}
 	e.evidence = append(e.evidence, state(s, "the client asked %s; the reply has the source %s", asked, f.got.Src))
 	switch f.deviation {
 	case bypassed:
-		explainBypass(e, c, &f, here, answering)
+		explainBypass(e, c, s, &f, here, answering)
 	case notRestored:
 		e.cause = fmt.Sprintf("%s translated the request from %s to %s. The reply came back to it from there, but %s sent it on with the source %s and did not restore %s: "+
 			"it was exempt from connection tracking, in another zone, or its entry was gone.", here, f.at.Tuple.Reverse().Dst, f.got.Src, here, f.got.Src, f.want.Src)
@@ -45,39 +48,70 @@ func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
 			e.cause = fmt.Sprintf("%s translated the request for %s to %s. The reply came back through it, but %s sent it on from %s and did not restore %s: "+
 				"it is exempt from connection tracking (notrack), in another zone, or its entry was gone.", here, asked.Arrived.Dst, asked.Tuple.Dst, here, f.got.Src, f.want.Src)
 		}
-		e.fix = []string{"# " + at(c.Place, "sh -c 'nft list ruleset; iptables-save -t raw; ip6tables-save -t raw'") + fmt.Sprintf("   # remove the notrack (or zone) rule that takes replies from %s", f.got.Src)}
-		e.verify = append(e.verify, at(c.Place, "conntrack -L -p tcp -d %s", f.want.Src.Addr())+"   # must not say UNREPLIED")
+		e.fix = []string{"# " + listRules(c, s, "") + fmt.Sprintf("   # remove the notrack (or zone) rule that takes replies from %s", f.got.Src)}
+		e.verify = append(e.verify, at(c.Place, "conntrack -L -p %s -d %s", f.got.Protocol, f.want.Src.Addr())+"   # must not say UNREPLIED")
 	case ownSource:
+		if f.got.Protocol == trace.UDP && !isBound(s) {
+			explainUnbound(e, c, s, &f, here)
+			break
+		}
 		e.summary = fmt.Sprintf("%s answered from %s instead of %s", here, f.got.Src, f.want.Src)
 		e.cause = fmt.Sprintf("The request reached %s for %s, and the reply left it from %s: something in %s rewrites its source.", here, f.want.Src, f.got.Src, here)
 		if f.direct {
 			e.cause = fmt.Sprintf("%s answers the client directly (DSR), so it has to answer from %s, which the client asked. The reply left it from %s: something in %s rewrites the source.",
 				here, f.want.Src, f.got.Src, here)
 		}
-		e.fix = []string{"# " + at(c.Place, "sh -c 'nft list ruleset; iptables-save; tc filter show dev %s egress'", f.at.Out.Name) + fmt.Sprintf("   # remove what changes the source %s to %s", f.want.Src, f.got.Src)}
+		e.fix = []string{"# " + listRules(c, s, f.at.Out.Name) + fmt.Sprintf("   # remove what changes the source %s to %s", f.want.Src, f.got.Src)}
 	case changed:
 		e.summary = fmt.Sprintf("%s changed the reply's source from %s to %s", here, f.want.Src, f.got.Src)
 		e.cause = fmt.Sprintf("The reply from %s came to %s with the right source %s, and left it from %s: source NAT there takes replies too, which it did not translate as requests.",
 			answering, here, f.want.Src, f.got.Src)
-		e.fix = []string{"# " + at(c.Place, "sh -c 'nft list ruleset; iptables-save -t nat'") + fmt.Sprintf("   # exempt the source %s from source NAT", f.want.Src)}
+		e.fix = []string{"# " + listRules(c, s, "") + fmt.Sprintf("   # exempt the source %s from source NAT", f.want.Src)}
 	}
 	return e
 }
 
+// explainUnbound tells of a UDP server whose socket is bound to no address: the
+// kernel then gives an answer the source that its route prefers.
+func explainUnbound(e *explanation, c *trace.Case, s *trace.HostState, f *sourceFault, here string) {
+	e.summary = fmt.Sprintf("%s answered from %s instead of %s", here, f.got.Src, f.want.Src)
+	e.cause = fmt.Sprintf("The request reached %s for %s, and the answer left it from %s. A UDP socket that is bound to no address answers from the one that the route to the client prefers, "+
+		"unless its program takes the source from the request (IP_PKTINFO); or something in %s rewrites the source.", here, f.want.Src, f.got.Src, here)
+	if len(s.Sockets) == 0 {
+		e.confidence = trace.Likely
+	}
+	for _, k := range s.Sockets {
+		line := fmt.Sprintf("socket %s takes what is for %s", k.Local, f.want.Src)
+		if k.Process.PID != 0 {
+			line += fmt.Sprintf(" (%s, pid %d)", printable(k.Process.Comm), k.Process.PID)
+		}
+		e.evidence = append(e.evidence, state(s, "%s", line))
+	}
+	e.fix = []string{
+		fmt.Sprintf("# let the server in %s bind to %s (with other sockets for its other addresses), or answer with the address that it was asked at (IP_PKTINFO, IPV6_PKTINFO)", here, f.want.Src),
+		"# or, if its socket is bound to it: " + listRules(c, s, f.at.Out.Name) + "   # remove what changes the source",
+	}
+	e.verify = append(e.verify, at(c.Place, "ss -Huanp 'sport = :%d'", f.want.Src.Port())+fmt.Sprintf("   # the local address must be %s", f.want.Src.Addr()))
+}
+
+// isBound reports whether every socket that took the question is bound to an address.
+func isBound(s *trace.HostState) bool {
+	for _, k := range s.Sockets {
+		if k.Local.Addr().IsUnspecified() {
+			return false
+		}
+	}
+	return len(s.Sockets) > 0
+}
+
 // explainBypass tells of an answer that went around the host which would have restored its source.
-func explainBypass(e *explanation, c *trace.Case, f *sourceFault, here, answering string) {
+func explainBypass(e *explanation, c *trace.Case, s *trace.HostState, f *sourceFault, here, answering string) {
 	backend := f.at.Tuple.Dst
 	e.cause = fmt.Sprintf("%s translated the request for %s to %s (NAT), and has to restore %s in the reply. But %s answers %s by a way that does not go back through %s, "+
 		"so the reply arrives from %s and nobody takes it.", here, f.at.Arrived.Dst, backend, f.at.Arrived.Dst, answering, c.Path.Client.Addr(), here, f.got.Src)
-	tool := "iptables"
-	if backend.Addr().Is6() {
-		tool = "ip6tables"
-	}
-	e.fix = []string{
-		at(c.Place, "%s -t nat -A POSTROUTING -p %s -d %s --dport %d -j MASQUERADE", tool, f.got.Protocol, backend.Addr(), backend.Port()) +
-			fmt.Sprintf("   # the reply then comes back to %s", here),
-		fmt.Sprintf("# or route replies of %s to %s through %s", answering, c.Path.Client.Addr(), here),
-	}
+	hide := masquerade(c, s, f.got.Protocol, backend)
+	hide[len(hide)-1] += fmt.Sprintf("   # the reply then comes back to %s", here)
+	e.fix = append(hide, fmt.Sprintf("# or route replies of %s to %s through %s", answering, c.Path.Client.Addr(), here))
 	e.verify = append(e.verify, at(c.Path.Reply[0].Place, "%s route get %s from %s", ipCommand(backend.Addr()), c.Path.Client.Addr(), f.got.Src.Addr())+
 		fmt.Sprintf("   # where replies go without source NAT: must lead to %s", here))
 }

@@ -1,0 +1,42 @@
+package check
+
+import (
+	"fmt"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+// after follows what comes after the first two packets of an exchange, where
+// these find their way: the third of TCP's handshake, and of datagrams that are
+// big the fragments.
+func (r *run) after() {
+	request := r.answer.Path.Connection
+	if len(r.answer.Findings) > 0 {
+		return
+	}
+	r.tooBig()
+	if len(r.answer.Findings) > 0 {
+		return
+	}
+	switch request.Protocol {
+	case trace.TCP:
+		r.walk(packet{tuple: request, flags: trace.ACK, direction: trace.Request, again: true}, position{netns: r.clientAt})
+	case trace.UDP:
+		defer func(was trace.Confidence) { r.most = was }(r.most)
+		r.most = trace.Possible // if datagrams are that big at all
+		end := r.walk(packet{tuple: request, direction: trace.Request, later: true, again: true}, position{netns: r.clientAt})
+		if end.kind != lost {
+			r.walk(packet{tuple: r.reply.tuple, direction: trace.Reply, later: true}, r.replyFrom)
+		}
+	}
+}
+
+// misaddressed tells of a reply that reaches the client with other addresses
+// than it waits for.
+func (r *run) misaddressed(end *ending) {
+	place := r.places.Place(end.at.netns)
+	ev := trace.Event{Time: r.now, Hook: trace.HookReceive, Netns: end.at.netns, Tuple: end.packet.tuple, Flags: end.packet.flags, InIndex: end.at.in}
+	c := trace.Case{Symptom: trace.SymptomMisaddressed, Direction: trace.Reply, Place: place, Event: ev, Arrival: ev}
+	text := fmt.Sprintf("the reply would reach %s as %s, and the client waits for one from %s", r.name(place), end.packet.tuple, r.q.Server)
+	r.explainOr(&c, &trace.HostState{ReadAt: r.now}, text)
+}
