@@ -39,6 +39,7 @@ func (s *step) next(state *trace.HostState) (position, endKind) {
 		}
 	}
 	s.notePassed(to.bridges)
+	s.measurePorts(out, to.bridges)
 	if kind := s.bridges(to.bridges); kind != goesOn {
 		return position{}, kind
 	}

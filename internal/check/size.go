@@ -7,6 +7,7 @@ import (
 
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/pkg/trace"
+	"github.com/replypath/replypath/pkg/trace/diagnose"
 )
 
 // size is how big a packet may be that leaves a namespace.
@@ -15,6 +16,7 @@ type size struct {
 	device trace.Device
 	mtu    int
 	tuple  trace.Tuple // as it leaves
+	silent bool        // below IP: what is too big is dropped without an ICMP error
 }
 
 // measure notes the MTU of the device by which the packet leaves; where it is
@@ -32,6 +34,30 @@ func (s *step) measure() {
 		mtu = min(mtu, s.routeMTU(mtu))
 	}
 	s.sizes[s.packet.direction] = append(s.sizes[s.packet.direction], size{place: s.place, device: s.out, mtu: mtu, tuple: s.packet.tuple})
+}
+
+// measurePorts notes the MTUs of what the packet passes below IP: the other end of
+// the cable, and the ports of bridges with the other ends of theirs.
+func (s *step) measurePorts(out *netstate.Link, bridges []crossing) {
+	if s.packet.outer || s.packet.again || s.packet.later {
+		return
+	}
+	passed := []size{{device: trace.Device{Index: out.Index}, place: s.place}}
+	for _, b := range bridges {
+		if l := s.topology.Links[netstate.Port{Netns: b.netns, Index: b.out}]; l != nil {
+			passed = append(passed, size{device: trace.Device{Index: l.Index}, place: s.places.Place(b.netns), mtu: l.MTU})
+		}
+	}
+	for _, p := range passed {
+		l := s.topology.Links[netstate.Port{Netns: p.place.Netns, Index: p.device.Index}]
+		if far := s.topology.Links[l.Lower]; l.Kind == "veth" && far != nil && (p.mtu == 0 || far.MTU < p.mtu) {
+			p.mtu = far.MTU
+		}
+		if p.mtu != 0 {
+			p.device.Name, p.tuple, p.silent = l.Name, s.packet.tuple, true
+			s.sizes[s.packet.direction] = append(s.sizes[s.packet.direction], p)
+		}
+	}
 }
 
 // routeMTU is the MTU that the route of a packet made here says, or was taught
@@ -85,12 +111,33 @@ func (r *run) tooBig() {
 		}
 		for i := range way.hops[1:] {
 			hop := &way.hops[i+1]
+			if hop.silent {
+				if diagnose.TooBigFor(hop.mtu, uint32(largest)) {
+					r.swallowed(way.direction, hop, largest)
+					return
+				}
+				continue
+			}
 			if hop.mtu < largest && r.unheard(way.direction, hop) {
 				return
 			}
 			largest = min(largest, hop.mtu) // smaller ones come from there on, once it is heard
 		}
 	}
+}
+
+// swallowed tells of a device that drops what is too big for it. A packet that is
+// still to be cut into segments would pass; so this is possible, not more.
+func (r *run) swallowed(d trace.Direction, hop *size, length int) {
+	ev := trace.Event{
+		Time: r.now, Hook: trace.HookDrop, Netns: hop.place.Netns, Device: hop.device, Tuple: hop.tuple, Length: uint32(length), Symbol: "__dev_forward_skb",
+	}
+	if hop.tuple.Protocol == trace.TCP {
+		ev.Flags = trace.ACK
+	}
+	defer func(was trace.Confidence) { r.most = was }(r.most)
+	r.most = trace.Possible
+	r.explain(&trace.Case{Symptom: trace.SymptomDrop, Direction: d, Place: hop.place, Event: ev}, &trace.HostState{})
 }
 
 // unheard follows the ICMP error of a narrow hop to the sender, and reports

@@ -31,6 +31,10 @@ func lostVIPLabs(f Family) []Lab {
 			Setting: []Change{forward, replaceRoute("backend", gateway(f, direct.addr(f, 9)), gateway(f, direct.addr(f, 1)))},
 			Faults:  []Change{lost}},
 		{Name: "healthy", Topology: upstream(f), Title: "a backend with a default route to elsewhere", Doc: "It owns the VIP, and has a route to the clients.", Setting: []Change{forward}},
+		{Name: "healthy", Topology: overUDP(upstream(f)), Title: "a UDP backend with a default route to elsewhere", Doc: "It owns the VIP, and has a route to the clients.",
+			Setting: []Change{forward}},
+		{Name: "healthy", Topology: chain(f), Title: "a server that forwards, and owns the VIP", Doc: "Its default route leads on; what it owns it does not send on.",
+			Setting: []Change{sysctl("server", forwarding(f), "1")}},
 		{Name: "healthy-listening-router", Topology: listening(routed(f)), Title: "routers that serve the same port themselves", Doc: "They rightly send on what is for the server."},
 	})
 }

@@ -38,6 +38,9 @@ func wrongSourceUDP(f Family) []Lab {
 	for i := range labs {
 		labs[i].Finding, labs[i].Direction = id, trace.Reply
 	}
+	for i := range labs[:2] {
+		labs[i].Unforeseen = "which source its program gives an answer is not known"
+	}
 	openHealthy := open
 	openHealthy.Name = open.Name
 	return append(labs,
@@ -108,14 +111,16 @@ func entryUDP(f Family) []Lab {
 		t.Services[0].Again = 1500 * time.Millisecond
 		return t
 	}
+	const later = "the entry is lost later"
 	flushed := []Change{note("lb", "conntrack -F, before the server sends again")}
 	return []Lab{
 		{Name: "healthy-again", Topology: again(natUDP(f)), Title: "a UDP server that sends once more after a while", Doc: "The load balancer still knows whom the client asked."},
-		{Name: "entry-lost", Topology: again(natUDP(f)), Finding: id, Direction: trace.Reply, Where: "lb", Outcome: Broken,
+		{Name: "healthy-again", Topology: again(hiddenUDP(f)), Title: "a UDP server that sends once more to a client behind masquerade", Doc: "The gateway still knows whom it hides."},
+		{Name: "entry-lost", Topology: again(natUDP(f)), Finding: id, Direction: trace.Reply, Where: "lb", Outcome: Broken, Unforeseen: later,
 			Title:  "the load balancer forgets whom the client asked",
 			Doc:    "What the server sends later reaches the client with the server's own address, and its socket does not take it.",
 			Midway: []Change{flushConntrack("lb")}, Faults: flushed},
-		{Name: "entry-lost-source", Topology: again(hiddenUDP(f)), Finding: id, Direction: trace.Reply, Where: "lb", Outcome: Broken,
+		{Name: "entry-lost-source", Topology: again(hiddenUDP(f)), Finding: id, Direction: trace.Reply, Where: "lb", Outcome: Broken, Unforeseen: later,
 			Title:  "the gateway that hides the client forgets it",
 			Doc:    "What the server sends later is for the gateway itself, where no socket takes it.",
 			Midway: []Change{flushConntrack("lb")}, Faults: flushed},

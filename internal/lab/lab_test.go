@@ -15,7 +15,7 @@ var findings = map[string]bool{
 	"accept-queue-full": false, "conntrack-entry-lost": false,
 	"forwarding-disabled": false, "vip-not-local": false, "netfilter-drop": false, "port-not-listening": false,
 	"xdp-drop": false, "tc-drop": false, "conntrack-invalid-drop": false, "tunnel-mismatch": false, "openvswitch-drop": false,
-	"mtu-blackhole": false, "fragment-drop": false,
+	"mtu-blackhole": false, "fragment-drop": false, "socket-buffer-full": false,
 }
 
 func TestNames(t *testing.T) {

@@ -232,7 +232,7 @@ func findDeparture(hops []hop, ev *trace.Event) *hop {
 		if h.skb == ev.SKB && h.in.Index != 0 && (entered == nil || h.at.After(entered.at)) {
 			entered = h
 		}
-		if latest == nil || h.at.After(latest.at) {
+		if (latest == nil || h.at.After(latest.at)) && !h.onlyFlooded(ev) {
 			latest = h
 		}
 	}
@@ -240,6 +240,13 @@ func findDeparture(hops []hop, ev *trace.Event) *hop {
 		return entered
 	}
 	return latest
+}
+
+// onlyFlooded reports whether what came in was a copy for another host, which a
+// switch flooded here, and what leaves was made here of a packet that has passed
+// more routers since: it came some other way, through a tunnel made in user space.
+func (h *hop) onlyFlooded(ev *trace.Event) bool {
+	return h.otherHost && ev.InIndex == 0 && ev.TTL != 0 && ev.TTL+1 < h.ttl
 }
 
 // settle clears what waits in a namespace: it did something about the request.
