@@ -53,8 +53,10 @@ func explainPolicyRouted(c *trace.Case, s *trace.HostState) *explanation {
 // policyArgs adds to `ip route get` what the rule has to see.
 func policyArgs(c *trace.Case, rule string) string {
 	args := ""
-	if c.Arrival.Device.Name == "" && c.Event.InIndex != 0 {
-		return args
+	for i := range c.Path.Reply {
+		if h := &c.Path.Reply[i]; h.Place.Netns == c.Place.Netns && h.In.Index != 0 {
+			return " iif " + quote(h.In.Name) // it only passes here
+		}
 	}
 	if c.Event.Mark != 0 {
 		args = fmt.Sprintf(" mark %#x", c.Event.Mark)
