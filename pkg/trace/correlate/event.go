@@ -22,6 +22,9 @@ func (t *Table) Add(ev *trace.Event) {
 	if ev.Hook == trace.HookDrop && (isRouteQuery(ev) || isSwitchNoise(ev)) {
 		return
 	}
+	if ev.Hook == trace.HookDrop && ev.Netns == 0 {
+		return // what a namespace still held goes with it: that is nobody's loss
+	}
 	if ev.Fragment && ev.Hook == trace.HookDrop {
 		t.addFragmentDrop(ev)
 		return
