@@ -160,7 +160,8 @@ func startAgent(t *testing.T) string {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "agent.sock")
 	var log bytes.Buffer
-	agent := exec.Command(program(t, "replypath-agent", "agent"), "--listen", "unix://"+socket, "--metrics-listen", "")
+	agent := exec.Command(program(t, "replypath-agent", "agent"), "--listen", "unix://"+socket, "--metrics-listen", "",
+		"--max-bytes", "67108864") // it meets more faults in two minutes than a node does in a month
 	agent.Stderr = &log
 	if err := agent.Start(); err != nil {
 		t.Fatal(err)
