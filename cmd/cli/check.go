@@ -232,24 +232,30 @@ func (w *world) checkReply(ctx context.Context, q check.Question, o checkOptions
 
 // place finds the namespace that answers.
 func (o *checkOptions) place(checker *check.Checker) (trace.Place, error) {
+	if isInode(o.netns) {
+		return o.byInode(checker)
+	}
+	return locate(checker.Locate, o.netns, o.pid)
+}
+
+// locate finds a namespace by its name or path, or by a process; this one where neither is named.
+func locate(find func(path string) (trace.Place, error), netns string, pid int) (trace.Place, error) {
 	path, what := "/proc/self/ns/net", "own network namespace"
 	switch {
-	case isInode(o.netns):
-		return o.byInode(checker)
-	case o.netns != "" && !strings.Contains(o.netns, "/"):
-		path, what = netstate.NamePath(o.netns), fmt.Sprintf("network namespace %q", o.netns)
-	case o.netns != "":
-		path, what = o.netns, "network namespace "+o.netns
-	case o.pid != 0:
-		path, what = netstate.ProcessPath(o.pid), fmt.Sprintf("network namespace of process %d", o.pid)
+	case netns != "" && !strings.Contains(netns, "/"):
+		path, what = netstate.NamePath(netns), fmt.Sprintf("network namespace %q", netns)
+	case netns != "":
+		path, what = netns, "network namespace "+netns
+	case pid != 0:
+		path, what = netstate.ProcessPath(pid), fmt.Sprintf("network namespace of process %d", pid)
 	}
-	place, err := checker.Locate(path)
+	place, err := find(path)
 	switch {
 	case err == nil:
 		return place, nil
 	case errors.Is(err, fs.ErrPermission):
 		return place, needsAdmin(what)
-	case o.netns != "" && errors.Is(err, fs.ErrNotExist) || o.pid != 0 && !exists(path):
+	case netns != "" && errors.Is(err, fs.ErrNotExist) || pid != 0 && !exists(path):
 		return place, usagef("there is no %s", what)
 	}
 	return place, usagef("open %s: %w", what, innermost(err))
