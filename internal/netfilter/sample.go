@@ -131,9 +131,7 @@ func (r *Rules) Meet(s Sample) (Meeting, error) {
 		if !f.met.Taken && (c.base.kind == "nat" || r.diverts(c.table)) {
 			f.met.Family, f.met.Table, f.met.Base, f.met.Backend = c.table.family.String(), c.table.name, c.name, c.table.backend
 		}
-		if f.chain(c, 0) == endDropped {
-			break
-		}
+		f.chain(c, 0) // what drops the packet is for Drops to tell
 	}
 	f.met.Zone = f.packet.zone
 	return f.met, errors.Join(f.errs...)

@@ -26,6 +26,10 @@ func Describe(r *trace.Redirection) []string {
 			}
 		}
 	}
+	if p := r.Proxy; p.Root {
+		out = append(out, fmt.Sprintf("%s (pid %d) listens where traffic is redirected to and runs as root, which the rules do not let go: it is taken for uid %d; if it calls others as root, --proxy-uid 0 tells what becomes of that",
+			p.Process.Comm, p.Process.PID, p.UID))
+	}
 	if !r.Loopback.Up {
 		out = append(out, "lo is down")
 	}
@@ -52,8 +56,16 @@ func describeFamily(r *trace.Redirection, f *trace.RedirectFamily) []string {
 			}
 		}
 	}
+	if !f.Six && f.DNSPort == 0 && !f.KnowsDNS {
+		for _, s := range r.Strays {
+			if s.Role == trace.RoleDNS {
+				out = append(out, fmt.Sprintf("somebody listens on port %d, where a mesh's DNS does; no rule is about DNS", s.Local.Port()))
+				break
+			}
+		}
+	}
 	if len(parts) == 0 {
-		return nil
+		return out
 	}
 	whose := name(f.Six)
 	if r.Mesh != "" {

@@ -204,11 +204,13 @@ func (h *half) applications() {
 	}
 	h.dnsOnly()
 	h.dnsPort()
+	h.excusedOwners()
 }
 
 // dnsPort finds the port to which DNS is redirected, to whichever server.
 func (h *half) dnsPort() {
 	f := h.family
+	f.KnowsDNS = slices.Contains(h.mentions.Ports, dnsPort)
 	f.ResolversKnown = slices.ContainsFunc(h.resolvers, func(a netip.Addr) bool { return a.Is6() == h.six })
 	servers := append(h.nameServers(), h.remote())
 	for _, a := range h.mentions.Dests {
@@ -305,6 +307,11 @@ func (n *inspection) nameProxy() {
 		netstate.NameOwners(n.ctx, owner)
 		p.Known, p.UID, p.Process = true, owner[0].UID, owner[0].Process
 		p.GID, p.HasGID = groupOf(int(p.Process.PID))
+		if p.Root = p.UID == 0 && n.letsOthersGo(); p.Root {
+			p.Known, p.HasGID = false, false
+		}
+	} else if uid := os.Geteuid(); uid != 0 { // an init container runs as the proxy will
+		p.Known, p.UID, p.GID, p.HasGID = true, uint32(uid), uint32(os.Getegid()), true
 	}
 	if n.o.ProxyUID != nil {
 		p.Known, p.Named, p.UID = true, true, *n.o.ProxyUID
@@ -313,6 +320,18 @@ func (n *inspection) nameProxy() {
 			p.GID = *n.o.ProxyGID
 		}
 	}
+}
+
+// letsOthersGo reports whether rules let users go, and not root.
+func (n *inspection) letsOthersGo() bool {
+	others := false
+	for _, h := range n.halves {
+		others = others || len(h.family.UIDs) > 0
+		if slices.Contains(h.family.UIDs, 0) || slices.Contains(h.family.GIDs, 0) {
+			return false
+		}
+	}
+	return others
 }
 
 // groupOf is the group of a process with which it opens files, and sockets.
@@ -371,7 +390,6 @@ func (h *half) proxyOwner() (netfilter.Owner, bool) {
 
 // proxy asks what becomes of the proxy's own traffic.
 func (h *half) proxy() {
-	h.excusedOwners()
 	owner, ok := h.proxyOwner()
 	add := func(role trace.RedirectRole, s netfilter.Sample) {
 		h.family.Legs = append(h.family.Legs, h.unmarked(role, s))
@@ -386,7 +404,7 @@ func (h *half) proxy() {
 	}
 	if dns != nil && dns.Taken {
 		asker := owner
-		if len(dns.Sockets) > 0 && !h.r.Proxy.Named { // whoever answers asks on
+		if len(dns.Sockets) > 0 && !h.r.Proxy.Named && !(dns.Sockets[0].UID == 0 && h.letsOthersGo()) { // whoever answers asks on
 			asker = netfilter.Owner{Known: true, UID: dns.Sockets[0].UID, GID: owner.GID, GIDKnown: owner.GIDKnown && dns.Sockets[0].UID == owner.UID}
 		}
 		add(trace.RoleProxyDNS, h.outbound(trace.UDP, dns.Packet.Dst, asker))
@@ -508,6 +526,7 @@ func (h *half) dangling() {
 				Family: c.Family, Ports: c.Ports, Role: roleOf(c.Name, c.Ports)})
 		}
 	}
+	h.unmatched()
 	for _, c := range h.rules.Chains() {
 		if mesh.OfChain(c.Name) != nil && !slices.ContainsFunc(h.mentions.Chains, func(d netfilter.DivertingChain) bool { return d.Name == c.Name && d.Table == c.Table }) {
 			h.family.IdleChains = append(h.family.IdleChains, c.Name)
@@ -526,6 +545,24 @@ func (h *half) dangling() {
 			at := h.rules.Chain(chain)
 			h.family.Dangling = append(h.family.Dangling, trace.RedirectChain{Name: chain, Table: at.Table, Backend: at.Backend,
 				Family: at.Family, Role: role, Hooked: true})
+		}
+	}
+}
+
+// unmatched finds a mesh's chains that rules lead to, none of which fits what the chain is for.
+func (h *half) unmatched() {
+	for _, role := range []trace.RedirectRole{trace.RoleInbound, trace.RoleOutbound} {
+		l := h.family.Leg(role)
+		if l == nil || l.Taken || l.Excused || len(l.Doubts) > 0 || len(l.Chains) > 0 {
+			continue
+		}
+		hook := map[bool]trace.NetfilterHook{true: trace.Prerouting, false: trace.Output}[role == trace.RoleInbound]
+		for _, c := range h.mentions.Chains {
+			if !c.Base && slices.Contains(c.Reached, hook) && mesh.OfChain(c.Name) != nil && roleOf(c.Name, c.Ports) == role {
+				h.family.Dangling = append(h.family.Dangling, trace.RedirectChain{Name: c.Name, Table: c.Table, Backend: c.Backend,
+					Family: c.Family, Ports: c.Ports, Role: role, Unmatched: true})
+				break
+			}
 		}
 	}
 }

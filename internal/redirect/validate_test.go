@@ -13,10 +13,18 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	// The tests build and run the program: what it is made of decides whether their results still hold.
+	_ "github.com/replypath/replypath/internal/meshname"
+	_ "github.com/replypath/replypath/internal/redirect"
+	_ "github.com/replypath/replypath/internal/render"
+	_ "github.com/replypath/replypath/internal/stream"
+	_ "github.com/replypath/replypath/pkg/trace/diagnose"
 )
 
 // pod is a network namespace as a pod has it: lo, and one end of a cable.
@@ -32,13 +40,16 @@ func needRoot(t *testing.T) {
 	}
 }
 
-func newPod(t *testing.T, six bool) *pod {
+func newPod(t *testing.T, six, bare bool) *pod {
 	t.Helper()
 	needRoot(t)
 	p := &pod{t, fmt.Sprintf("rdt%d-%d", os.Getpid(), time.Now().UnixNano()%1e9)}
 	p.host("ip", "netns", "add", p.name)
 	t.Cleanup(func() { exec.Command("ip", "netns", "del", p.name).Run() })
 	p.run("", "ip", "link", "set", "lo", "up")
+	if bare {
+		return p
+	}
 	p.run("", "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far")
 	p.run("", "ip", "link", "set", "far", "up")
 	p.run("", "ip", "link", "set", "eth0", "up")
@@ -154,6 +165,7 @@ type trial struct {
 	six     []change
 	noSix   bool // no rules for IPv6
 	only4   bool // no IPv6 address
+	bare    bool // lo is all there is
 	uid     int
 	sockets []string
 	then    func(*pod)
@@ -175,7 +187,10 @@ var trials = []trial{
 	{name: "kuma probed", rules: "kuma-1.8.1", uid: 5678, sockets: kuma, args: []string{"--probe"}},
 	{name: "kuma ports", rules: "kuma-1.8.1-ports", uid: 4711, sockets: proxy(25001, 25006, 25053, "tcp [::]:25010"), args: []string{"--probe"}},
 	{name: "kuma gateway", rules: "kuma-1.8.1-gateway", tool: "legacy", uid: 5678, sockets: kuma},
-	{name: "kuma experimental", rules: "kuma-1.8.1-experimental", uid: 5678, sockets: proxy(15001, 15006, 0, "tcp [::]:15010")},
+	{name: "kuma experimental", rules: "kuma-1.8.1-experimental", uid: 5678, sockets: kuma},
+	{name: "kuma experimental gateway", rules: "kuma-1.8.1-experimental-gateway", uid: 5678, sockets: kuma},
+	{name: "kuma in a bare namespace", rules: "kuma-1.8.1", noSix: true, bare: true, uid: 5678, sockets: kuma, args: []string{"--probe"}},
+	{name: "kuma as root", rules: "kuma-1.8.1", uid: 0, sockets: kuma, args: []string{"--probe"}},
 	{name: "kuma all dns", rules: "kuma-1.8.1-all-dns", uid: 5678, sockets: kuma, args: []string{"--dns-server", "192.0.2.53"}},
 	{name: "kuma 2.9", rules: "kuma-2.9", uid: 5678, sockets: kuma, args: []string{"--probe"}},
 	{name: "kuma of IPv4", rules: "kuma-1.8.1", noSix: true, only4: true, uid: 5678, sockets: proxy(15001, 15006, 15053)},
@@ -239,7 +254,28 @@ var trials = []trial{
 		four: []change{{"-A KUMA_MESH_INBOUND -p tcp -j KUMA_MESH_INBOUND_REDIRECT", "-A KUMA_MESH_INBOUND -p tcp -j DNAT --to-destination 127.0.0.1:15006"}},
 		want: "route-localnet-disabled", mended: true},
 	{name: "DNS past the proxy", rules: "kuma-1.8.1", uid: 5678, sockets: kuma, args: []string{"--dns-server", "10.43.0.10"}, want: "redirect-missing", says: "10.43.0.10", mended: true},
-	{name: "DNS not redirected", rules: "kuma-1.8.1-experimental", uid: 5678, sockets: kuma, want: "redirect-missing", says: "DNS"},
+	{name: "DNS not redirected", rules: "kuma-2.9", only4: true, noSix: true, uid: 5678, sockets: kuma, four: []change{cut("-A OUTPUT -d 10.96.0.10/32 -p udp -m udp --dport 53 -j REDIRECT --to-ports 15053")},
+		want: "redirect-missing", says: "DNS"},
+	{name: "DNS of IPv6 past the proxy", rules: "kuma-1.8.1", uid: 5678, sockets: kuma, args: []string{"--dns-server", "10.96.0.10,fd00:96::a"}, want: "redirect-bypassed-ipv6", says: "DNS"},
+	{name: "as root and nobody let go", rules: "all.nft", only4: true, uid: 0, sockets: proxy(9001, 0, 0), want: "redirect-loop", mended: true},
+	{name: "nobody let go, and nobody there", rules: "all.nft", only4: true, uid: 0, sockets: nil, args: []string{"--before-proxy"}, want: "redirect-loop"},
+	{name: "raw drops 127.0.0.6", rules: "kuma-2.9", tool: "legacy", uid: 5678, sockets: kuma, then: func(p *pod) {
+		p.run("", "iptables-legacy", "-t", "raw", "-A", "OUTPUT", "-d", "127.0.0.6", "-j", "DROP")
+	}, want: "loopback-blocked", says: "raw", mended: true},
+	{name: "of another device", rules: "kuma-2.9", only4: true, noSix: true, uid: 5678, sockets: kuma, four: []change{{"-A PREROUTING -p tcp", "-A PREROUTING -i net1 -p tcp"}},
+		want: "redirect-missing", says: "do not fit", mended: true},
+	{name: "empty chains", uid: 5678, sockets: kuma, then: func(p *pod) {
+		p.run("*nat\n:KUMA_MESH_INBOUND -\n:KUMA_MESH_OUTBOUND -\nCOMMIT\n", "iptables-restore")
+	}, want: "redirect-missing"},
+	{name: "no jump to outbound", rules: "kuma-1.8.1", tool: "legacy", only4: true, noSix: true, uid: 5678, sockets: kuma, four: []change{cut("-A OUTPUT -p tcp -j MESH_OUTPUT")},
+		want: "redirect-missing", says: "MESH_OUTPUT", mended: true},
+	{name: "inbound alone", rules: "kuma-2.9", only4: true, noSix: true, uid: 5678, sockets: kuma, then: func(p *pod) {
+		for _, c := range []string{"KUMA_MESH_OUTBOUND", "KUMA_MESH_OUTBOUND_REDIRECT", "OUTPUT"} {
+			p.run("", "iptables", "-t", "nat", "-F", c)
+		}
+		p.run("", "iptables", "-t", "nat", "-X", "KUMA_MESH_OUTBOUND")
+		p.run("", "iptables", "-t", "nat", "-X", "KUMA_MESH_OUTBOUND_REDIRECT")
+	}, want: "redirect-missing", says: "outbound"},
 	{name: "DNS of the proxy itself", rules: "kuma-1.8.1", only4: true, noSix: true, uid: 5678, sockets: kuma,
 		four: []change{cut("-A OUTPUT -p udp -m udp --dport 53 -m owner --uid-owner 5678 -j RETURN"), cut("-A OUTPUT -p udp -m udp --dport 53 -m owner --gid-owner 5678 -j RETURN")},
 		want: "redirect-loop", mended: true},
@@ -320,7 +356,7 @@ func read(t *testing.T, file string, changes []change) string {
 // set makes the pod of a trial.
 func (tt *trial) set(t *testing.T) *pod {
 	t.Helper()
-	p := newPod(t, !tt.only4)
+	p := newPod(t, !tt.only4, tt.bare)
 	tool := map[string]string{"": "", "nft": "-nft", "legacy": "-legacy"}[tt.tool]
 	switch {
 	case strings.HasSuffix(tt.rules, ".nft"):
@@ -401,5 +437,73 @@ func (tt *trial) judge(t *testing.T, a answer) {
 	}
 	if !slices.ContainsFunc(f.Fix, func(s string) bool { return strings.Contains(s, tt.fix) }) {
 		t.Errorf("fix %q holds no %q", f.Fix, tt.fix)
+	}
+}
+
+// TestUncheckedIsNotSound asks as somebody who may read no rules: that must not read as success.
+func TestUncheckedIsNotSound(t *testing.T) {
+	needRoot(t)
+	cli := buildCLI(t)
+	for dir := filepath.Dir(cli); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, probe := range []bool{false, true} {
+		args := []string{"validate", "redirect", "-o", "json"}
+		if probe {
+			args = append(args, "--probe", "--timeout", "100ms")
+		}
+		c := exec.Command(cli, args...)
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		out, _ := c.Output()
+		if code := c.ProcessState.ExitCode(); code != 3 || !strings.Contains(string(out), `"verdict":"incomplete"`) {
+			t.Errorf("probe %t: exit %d: %s", probe, code, out)
+		}
+	}
+}
+
+// TestNamesOfProcesses finds the names that a process was given which says that it is kuma-dp.
+func TestNamesOfProcesses(t *testing.T) {
+	cli := buildCLI(t)
+	for _, tt := range []struct {
+		name  string
+		args  []string
+		env   []string
+		exit  int
+		cause string
+	}{
+		{"flags", []string{"run", "--mesh=aa.a", "--name", "dp-1"}, nil, 1, "mesh aa, proxy a.dp-1"},
+		{"environment", []string{"run"}, []string{"KUMA_DATAPLANE_MESH=aa.a", "KUMA_DATAPLANE_NAME=web.shop", "POD_NAMESPACE=shop"}, 1, "mesh aa, proxy a.web in namespace shop"},
+		{"Kubernetes", []string{"run"}, []string{"KUMA_DATAPLANE_MESH=default", "KUMA_DATAPLANE_NAME=web-5d4f.shop", "POD_NAMESPACE=shop"}, 0, ""},
+		{"elsewhere", []string{"run", "--mesh", "default", "--dataplane-var", "name=web-1"}, nil, 0, ""},
+		{"a dotted proxy", []string{"run", "--mesh", "default", "--name=web.1"}, nil, 1, "mesh default.web, proxy 1"},
+		{"no name", []string{"version"}, nil, 3, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := newPod(t, false, true)
+			c := exec.Command("ip", append([]string{"netns", "exec", p.name, "perl", "-e", `exec {"/usr/bin/perl"} "kuma-dp", "-e", "sleep 60", @ARGV`}, tt.args...)...)
+			c.Env = append([]string{"PATH=" + os.Getenv("PATH")}, tt.env...)
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				c.Process.Kill()
+				c.Wait()
+			}()
+			deadline := time.Now().Add(10 * time.Second)
+			for b := []byte(nil); !bytes.HasPrefix(b, []byte("kuma-dp\x00")) && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+				b, _ = os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", c.Process.Pid))
+			}
+			for _, args := range [][]string{{"--netns", p.name}, {"--pid", fmt.Sprint(c.Process.Pid)}} {
+				a := validate(t, cli, append([]string{"names", "-o", "json"}, args...)...)
+				if a.exit != tt.exit || (a.verdict == "ok") != (tt.exit == 0) || len(a.findings) != tt.exit%3 {
+					t.Errorf("%v: exit %d, %s: %+v\n%s", args, a.exit, a.verdict, a.findings, a.stderr)
+				}
+				if tt.cause != "" && (len(a.findings) == 0 || a.findings[0].ID != "mesh-name-ambiguous" || !strings.Contains(a.findings[0].Cause, tt.cause)) {
+					t.Errorf("%v: %+v, want %q", args, a.findings, tt.cause)
+				}
+			}
+		})
 	}
 }

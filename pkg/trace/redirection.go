@@ -28,8 +28,11 @@ type Redirection struct {
 
 // ProxyIdentity is who the proxy is, as rules see it.
 type ProxyIdentity struct {
-	Known   bool   // UID is that of a process that listens, or was named by the user
-	Named   bool   // by the user
+	Known bool // UID is that of a process that listens, or was named by the user
+	Named bool // by the user
+	// Root: the process that listens runs as root, which the rules do not let go, but others: it may
+	// be a stand-in, or drop its privileges later. UID is one that the rules let go.
+	Root    bool
 	UID     uint32 // else a guess: what the rules exclude
 	GID     uint32
 	HasGID  bool
@@ -73,6 +76,7 @@ type RedirectFamily struct {
 	IdleChains []string
 	// ResolversKnown: the legs of DNS are about the name servers of the application.
 	ResolversKnown bool
+	KnowsDNS       bool   // rules mention port 53
 	DNSPort        uint16 // to which DNS to any server is redirected; 0: none
 }
 
@@ -90,6 +94,8 @@ type RedirectChain struct {
 	Role                         RedirectRole
 	// Hooked: packets come through it, but nothing in it diverts them.
 	Hooked bool
+	// Unmatched: rules lead to it, but none of them fits the traffic of its role.
+	Unmatched bool
 }
 
 // RedirectRole is the part that a leg plays.

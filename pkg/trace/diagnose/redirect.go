@@ -122,6 +122,24 @@ func (j *redirectJudge) rulesName() string {
 	return "the redirect rules"
 }
 
+// meshsName is "Kuma's".
+func (j *redirectJudge) meshsName() string {
+	if j.r.Mesh != "" {
+		return j.r.Mesh + "'s"
+	}
+	return "a mesh's"
+}
+
+// idle is a chain of a mesh that redirects nothing; "" when there is none.
+func idle(families []*trace.RedirectFamily) string {
+	for _, f := range families {
+		if len(f.IdleChains) > 0 {
+			return f.IdleChains[0]
+		}
+	}
+	return ""
+}
+
 // proxyUID is the proxy's user: known, or else what is usual.
 func (j *redirectJudge) proxyUID() uint32 {
 	if p := j.r.Proxy; p.Known || p.UID != 0 {
@@ -197,6 +215,12 @@ func (j *redirectJudge) installed() bool {
 		finding.Evidence = append(finding.Evidence, j.saw("neither IPv4 nor IPv6 rules (nftables, iptables-nft, iptables-legacy) redirect a connection to %s", leg.Packet.Dst))
 	} else {
 		finding.Confidence = trace.Likely
+	}
+	if c := idle(families); c != "" {
+		finding.Summary = fmt.Sprintf("%s chains are there in %s, but no rule in them redirects anything", j.meshsName(), here)
+		finding.Evidence = append(finding.Evidence, j.saw("chain %s redirects nothing", c))
+	} else if s := j.r.Setup; s.CNIDir != "" && len(s.CNI) == 0 {
+		finding.Summary += ": no mesh's CNI plugin is installed on this node, nor were rules written otherwise"
 	}
 	cause := fmt.Sprintf("Nothing that applications in %s send or get is redirected to a proxy: the rules of a transparent proxy are not installed. ", here)
 	if s := j.r.Strays; len(s) > 0 {

@@ -146,16 +146,21 @@ func (j *redirectJudge) dangles(f *trace.RedirectFamily, c *trace.RedirectChain)
 	at4 := fmt.Sprintf("chain %s %s %s", c.Family, c.Table, c.Name)
 	switch {
 	case c.Hooked && next != "":
-		finding.Summary = fmt.Sprintf("%s of %s is incomplete: nothing in chain %s redirects %s traffic", j.rulesName(), here, c.Name, role)
+		finding.Summary = fmt.Sprintf("%s of %s are incomplete: nothing in chain %s redirects %s traffic", j.rulesName(), here, c.Name, role)
 		finding.Cause = fmt.Sprintf("%s traffic comes through %s (%s), but no rule there sends it on to chain %s, which redirects to port %d: it goes past the proxy.", capital(string(role)), at4, c.Backend, next, port)
 		finding.Fix = []string{j.append4(c, f.Six, c.Name, "-p tcp -j "+quote(next), "meta l4proto tcp jump "+quote(next))}
 	case c.Hooked:
 		port = j.usualPort(role)
-		finding.Summary = fmt.Sprintf("%s of %s is incomplete: nothing in chain %s redirects %s traffic", j.rulesName(), here, c.Name, role)
+		finding.Summary = fmt.Sprintf("%s of %s are incomplete: nothing in chain %s redirects %s traffic", j.rulesName(), here, c.Name, role)
 		finding.Cause = fmt.Sprintf("%s traffic comes through %s (%s), but no rule there redirects it: it goes past the proxy.", capital(string(role)), at4, c.Backend)
 		finding.Fix = []string{j.append4(c, f.Six, c.Name, fmt.Sprintf("-p tcp -j REDIRECT --to-ports %d", port), fmt.Sprintf("meta l4proto tcp redirect to :%d", port))}
+	case c.Unmatched:
+		finding.Summary = fmt.Sprintf("%s of %s do not fit: no %s traffic gets to chain %s", j.rulesName(), here, role, c.Name)
+		finding.Cause = fmt.Sprintf("%s (%s) redirects to port %s, and rules at %s lead there, but they ask for a device, an address or a port that %s traffic does not have: it goes past the proxy.",
+			capital(at4), c.Backend, ports(c.Ports), hook, role)
+		finding.Fix = []string{j.append4(c, f.Six, hook, "-p tcp -j "+quote(c.Name), "meta l4proto tcp jump "+quote(c.Name))}
 	default:
-		finding.Summary = fmt.Sprintf("%s of %s is incomplete: no rule leads to chain %s, which redirects %s traffic", j.rulesName(), here, c.Name, role)
+		finding.Summary = fmt.Sprintf("%s of %s are incomplete: no rule leads to chain %s, which redirects %s traffic", j.rulesName(), here, c.Name, role)
 		finding.Cause = fmt.Sprintf("%s (%s) redirects to port %s, but no rule at %s, nor anywhere else, jumps to it: %s traffic goes past the proxy.", capital(at4), c.Backend, ports(c.Ports), hook, role)
 		base := hook
 		if leg != nil && leg.Base != "" && leg.Table == c.Table && leg.Backend == "nft" {
@@ -169,7 +174,7 @@ func (j *redirectJudge) dangles(f *trace.RedirectFamily, c *trace.RedirectChain)
 	if leg != nil {
 		finding.Evidence = append(finding.Evidence, j.saw("%s %s: not redirected%s", role, leg.Packet, through(leg)))
 	}
-	if len(c.Ports) > 0 {
+	if len(c.Ports) > 0 && !c.Unmatched {
 		finding.Evidence = append(finding.Evidence, j.saw("%s redirects to port %s; nothing jumps to it", at4, ports(c.Ports)))
 	}
 	if m := mesh.Named(j.r.Mesh); m != nil && m.Install != "" {
@@ -258,7 +263,7 @@ func (j *redirectJudge) stray(f *trace.RedirectFamily, s *trace.RedirectStray) {
 	}) && s.Role != trace.RoleInbound {
 		return
 	}
-	if s.Role == trace.RoleDNS && f.DNSPort != 0 || s.Role == trace.RoleInbound && j.gateway(f) {
+	if s.Role == trace.RoleDNS && (f.DNSPort != 0 || !f.KnowsDNS) || s.Role == trace.RoleInbound && j.gateway(f) {
 		return
 	}
 	fault := "missing " + string(s.Role)
@@ -371,6 +376,9 @@ func missingRoles(has, lacks *trace.RedirectFamily) []trace.RedirectRole {
 			out = append(out, role)
 		}
 	}
+	if l := lacks.Leg(trace.RoleDNS); has.Takes(trace.RoleDNS) && lacks.ResolversKnown && l != nil && !l.Taken && !l.Excused {
+		out = append(out, trace.RoleDNS)
+	}
 	return out
 }
 
@@ -422,6 +430,10 @@ func (j *redirectJudge) twin(model *trace.RedirectFamily, six bool, roles []trac
 			fmt.Sprintf("meta l4proto tcp oifname != lo meta skuid != %d redirect to :%d", uid, port)
 		if role == trace.RoleInbound {
 			iptables, nft = fmt.Sprintf("-p tcp -j REDIRECT --to-ports %d", port), fmt.Sprintf("meta l4proto tcp redirect to :%d", port)
+		}
+		if role == trace.RoleDNS {
+			iptables, nft = fmt.Sprintf("-p udp --dport 53 -m owner ! --uid-owner %d -j REDIRECT --to-ports %d", uid, port),
+				fmt.Sprintf("udp dport 53 meta skuid != %d redirect to :%d", uid, port)
 		}
 		hook := hookOf(role)
 		if m.Backend == "nft" {
