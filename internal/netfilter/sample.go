@@ -110,6 +110,10 @@ type Meeting struct {
 	// Rule is the one that took the packet, or let it go on purpose (Excused); "" where none did.
 	Rule    string
 	Excused bool
+	// Chain holds Rule; Handle and Line name it there, in nftables and in iptables.
+	Chain   string
+	Handle  uint64
+	Line    int
 	Chains  []string // chains that it came through, without the base chains
 	Backend string   // of the table that took it, or else of the last that it came through
 	// Family, Table and Base are of the base chain that it came through: the one that took it, or the last that diverts others.
@@ -250,7 +254,8 @@ func (f *follower) translated(c *chain, r *rule, t Translation) {
 
 func (f *follower) take(c *chain, r *rule, d Diversion) {
 	f.met.Taken, f.met.Excused, f.met.Diversion = true, false, d
-	f.met.Rule, f.met.Backend = f.text(c, r), c.table.backend
+	f.met.Backend = c.table.backend
+	f.decided(c, r)
 }
 
 // excuse notes a rule that lets the packet go, in a chain that NAT or transparent proxying has.
@@ -258,7 +263,13 @@ func (f *follower) excuse(c *chain, r *rule) {
 	if f.met.Taken || c.table.name != "nat" && !f.rules.diverts(c.table) {
 		return
 	}
-	f.met.Excused, f.met.Rule = true, f.text(c, r)
+	f.met.Excused = true
+	f.decided(c, r)
+}
+
+// decided notes the rule that takes the packet or lets it go.
+func (f *follower) decided(c *chain, r *rule) {
+	f.met.Rule, f.met.Chain, f.met.Handle, f.met.Line = f.text(c, r), c.name, r.handle, r.line
 }
 
 // diverts reports whether a table diverts packets.

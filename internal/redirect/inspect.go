@@ -92,7 +92,6 @@ type inspection struct {
 	sockets   []trace.Socket
 	halves    []*half
 	addresses map[netip.Addr]bool // of this namespace
-	app       netfilter.Owner
 }
 
 // link is a device of the namespace.
@@ -110,6 +109,7 @@ type half struct {
 	mentions netfilter.Mentions
 	family   *trace.RedirectFamily
 	ports    []uint16 // of the application
+	app      netfilter.Owner
 }
 
 func (n *inspection) inspect() error {
@@ -131,9 +131,10 @@ func (n *inspection) inspect() error {
 		h.prepare()
 	}
 	n.r.Mesh = n.meshName()
-	n.app = netfilter.Owner{Known: true, UID: n.stranger(func(m *netfilter.Mentions) []uint32 { return m.UIDs }),
+	app := netfilter.Owner{Known: true, UID: n.stranger(func(m *netfilter.Mentions) []uint32 { return m.UIDs }),
 		GID: n.stranger(func(m *netfilter.Mentions) []uint32 { return m.GIDs }), GIDKnown: true}
 	for _, h := range n.halves {
+		h.app = app
 		h.applications()
 	}
 	n.nameProxy()

@@ -22,6 +22,7 @@ const (
 	clientPort   = 49160 // such as clients have
 	dnsPort      = 53
 	mostSamples  = 64
+	mostTries    = 4096
 	commonPort   = 29080 // such as services have; moved where rules mention it
 	selfCallPort = 24242 // between 20000 and 29999, as Kuma's validator takes it
 )
@@ -121,6 +122,7 @@ func (h *half) ask(role trace.RedirectRole, s netfilter.Sample) trace.RedirectLe
 	met, err := h.rules.Meet(s)
 	h.unreadRules(err)
 	leg.Taken, leg.Rule, leg.Excused = met.Taken, met.Rule, met.Excused
+	leg.Chain, leg.Handle, leg.Line = met.Chain, met.Handle, met.Line
 	leg.Chains, leg.Backend, leg.Zone, leg.Doubts = met.Chains, met.Backend, met.Zone, met.Doubts
 	leg.Family, leg.Table, leg.Base = met.Family, met.Table, met.Base
 	if !met.Taken {
@@ -178,25 +180,11 @@ func (h *half) applications() {
 	port := h.port()
 
 	add(h.ask(trace.RoleOutbound, h.outbound(trace.TCP, netip.AddrPortFrom(h.remote(), port), h.app)))
-	if !h.family.Takes(trace.RoleOutbound) { // perhaps some of it
-		for _, to := range h.destinations() {
-			if l := h.ask(trace.RoleOutbound, h.outbound(trace.TCP, to, h.app)); l.Taken {
-				add(l)
-				break
-			}
-		}
-	}
+	h.partly(trace.RoleOutbound, h.outboundSamples())
 	for _, p := range append([]uint16{port}, h.ports...) {
 		add(h.ask(trace.RoleInbound, h.inbound(p, h.remote())))
 	}
-	if !h.family.Takes(trace.RoleInbound) {
-		for _, p := range h.mentions.Ports {
-			if l := h.ask(trace.RoleInbound, h.inbound(p, h.remote())); l.Taken {
-				add(l)
-				break
-			}
-		}
-	}
+	h.partly(trace.RoleInbound, h.inboundSamples())
 	for role, protocol := range map[trace.RedirectRole]trace.Protocol{trace.RoleDNS: trace.UDP, trace.RoleDNSTCP: trace.TCP} {
 		for _, server := range h.nameServers() {
 			add(h.ask(role, h.outbound(protocol, netip.AddrPortFrom(server, dnsPort), h.app)))
@@ -236,6 +224,93 @@ func (h *half) dnsOnly() {
 			l.Role = trace.RoleOutbound
 		}
 	}
+}
+
+// partly adds the first of the samples that is redirected, where none is yet:
+// rules may be about some traffic alone.
+func (h *half) partly(role trace.RedirectRole, samples []netfilter.Sample) {
+	if h.family.Takes(role) {
+		return
+	}
+	for _, s := range samples {
+		if l := h.ask(role, s); l.Taken {
+			if role == trace.RoleOutbound {
+				h.app = s.Owner
+			}
+			h.family.Legs = append(h.family.Legs, l)
+			return
+		}
+	}
+}
+
+// outboundSamples are connections that rules may be limited to: by destination, user, or device.
+func (h *half) outboundSamples() []netfilter.Sample {
+	owners := []netfilter.Owner{h.app}
+	for _, uid := range h.mentions.UIDs {
+		o := h.app
+		o.UID = uid
+		owners = append(owners, o)
+	}
+	for _, gid := range h.mentions.GIDs {
+		o := h.app
+		o.GID = gid
+		owners = append(owners, o)
+	}
+	var out []netfilter.Sample
+	for _, owner := range owners {
+		for _, to := range h.destinations() {
+			s := h.outbound(trace.TCP, to, owner)
+			out = append(out, s)
+			for _, d := range h.others() {
+				s.Out = d
+				out = append(out, s)
+			}
+			if len(out) > mostTries {
+				return out
+			}
+		}
+	}
+	return out
+}
+
+// inboundSamples are the same for connections from outside: by port, device or client.
+func (h *half) inboundSamples() []netfilter.Sample {
+	clients := []netip.Addr{h.remote()}
+	for _, a := range h.mentions.Sources {
+		if a.Is6() == h.six && !a.IsLoopback() && a != passthrough(h.six) {
+			clients = append(clients, a)
+			if next := a.Next(); next.IsValid() {
+				clients = append(clients, next)
+			}
+		}
+	}
+	var out []netfilter.Sample
+	for _, from := range clients {
+		for _, p := range append(append([]uint16{h.port()}, h.ports...), h.mentions.Ports...) {
+			s := h.inbound(p, from)
+			out = append(out, s)
+			for _, d := range h.others() {
+				s.In = d
+				out = append(out, s)
+			}
+			if len(out) > mostTries {
+				return out
+			}
+		}
+	}
+	return out
+}
+
+// others are the devices beside outside.
+func (h *half) others() []trace.Interface {
+	var out []trace.Interface
+	first := h.outside()
+	for i := range h.links {
+		if l := &h.links[i]; !l.loopback && l.Up && l.Name != first.Name && len(l.addrs) > 0 && len(out) < 8 {
+			out = append(out, l.Interface)
+		}
+	}
+	return out
 }
 
 // destinations are what rules about outbound traffic may be limited to.
@@ -527,6 +602,7 @@ func (h *half) dangling() {
 		}
 	}
 	h.unmatched()
+	h.shadowed()
 	for _, c := range h.rules.Chains() {
 		if mesh.OfChain(c.Name) != nil && !slices.ContainsFunc(h.mentions.Chains, func(d netfilter.DivertingChain) bool { return d.Name == c.Name && d.Table == c.Table }) {
 			h.family.IdleChains = append(h.family.IdleChains, c.Name)
@@ -545,6 +621,35 @@ func (h *half) dangling() {
 			at := h.rules.Chain(chain)
 			h.family.Dangling = append(h.family.Dangling, trace.RedirectChain{Name: chain, Table: at.Table, Backend: at.Backend,
 				Family: at.Family, Role: role, Hooked: true})
+		}
+	}
+}
+
+// shadowed finds rules that divert, before which another lets all the traffic go.
+func (h *half) shadowed() {
+	for _, role := range []trace.RedirectRole{trace.RoleInbound, trace.RoleOutbound} {
+		l := h.family.Leg(role)
+		if l == nil || l.Taken || !l.Excused || len(l.Doubts) > 0 {
+			continue
+		}
+		var known []uint16 // ports of other roles
+		if role == trace.RoleOutbound {
+			for i := range h.family.Legs {
+				if o := &h.family.Legs[i]; o.Taken {
+					known = append(known, o.Target.Port())
+				}
+			}
+			for _, m := range mesh.Known {
+				known = append(append(known, m.Inbound...), m.DNS...)
+			}
+		}
+		for _, c := range h.mentions.Chains {
+			ports := slices.DeleteFunc(slices.Clone(c.Ports), func(p uint16) bool { return slices.Contains(known, p) })
+			if c.Name == l.Chain && c.Table == l.Table && len(ports) > 0 {
+				h.family.Dangling = append(h.family.Dangling, trace.RedirectChain{Name: c.Name, Table: c.Table, Backend: c.Backend,
+					Family: c.Family, Ports: ports, Role: role, Shadowed: true})
+				break
+			}
 		}
 	}
 }

@@ -200,6 +200,9 @@ var trials = []trial{
 	{name: "istio tproxy", rules: "istio-1.20-tproxy", noSix: true, only4: true, uid: 1337, sockets: proxy(15001, 15006, 0), args: []string{"--probe"}},
 	{name: "nobody's nft", rules: "sidecar.nft", uid: 2001, sockets: proxy(9001, 9002, 9053)},
 	{name: "nobody's tproxy", rules: "tproxy.nft", only4: true, uid: 3003, sockets: proxy(7001, 7002, 0)},
+	{name: "one user's alone", rules: "user.nft", only4: true, uid: 2001, sockets: proxy(9001, 0, 0)},
+	{name: "one service's alone", rules: "kuma-2.9", only4: true, noSix: true, uid: 5678, sockets: kuma, four: []change{
+		{"-A KUMA_MESH_INBOUND -p tcp -j", "-A KUMA_MESH_INBOUND -p tcp -s 10.0.0.0/8 --dport 8443 -j"}, {"-A KUMA_MESH_OUTBOUND -j KUMA", "-A KUMA_MESH_OUTBOUND -d 240.0.0.0/4 -j KUMA"}}},
 	{name: "a firewall that knows", rules: "kuma-1.8.1", uid: 5678, sockets: kuma, then: func(p *pod) {
 		p.run("*filter\n:INPUT DROP\n:OUTPUT DROP\n-A INPUT -i lo -j ACCEPT\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A INPUT -s 10.0.0.0/8 -p tcp --dport 15006 -j ACCEPT\n"+
 			"-A OUTPUT -o lo -j ACCEPT\n-A OUTPUT -p tcp -j ACCEPT\n-A OUTPUT -p udp --dport 15053 -j ACCEPT\n-A OUTPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n", "iptables-restore", "-n")
@@ -264,6 +267,13 @@ var trials = []trial{
 	}, want: "loopback-blocked", says: "raw", mended: true},
 	{name: "of another device", rules: "kuma-2.9", only4: true, noSix: true, uid: 5678, sockets: kuma, four: []change{{"-A PREROUTING -p tcp", "-A PREROUTING -i net1 -p tcp"}},
 		want: "redirect-missing", says: "do not fit", mended: true},
+	{name: "shadowed", rules: "kuma-1.8.1", tool: "legacy", only4: true, noSix: true, uid: 5678, sockets: kuma, then: func(p *pod) {
+		p.run("", "iptables-legacy", "-t", "nat", "-I", "PREROUTING", "-j", "ACCEPT")
+	}, want: "redirect-missing", says: "lets all inbound traffic go", mended: true},
+	{name: "shadowed in the mesh's chain", rules: "istio-1.20", only4: true, noSix: true, uid: 1337, sockets: proxy(15001, 15006, 15053), then: func(p *pod) {
+		p.run("", "iptables", "-t", "nat", "-I", "ISTIO_OUTPUT", "9", "-p", "tcp", "-j", "RETURN")
+	}, want: "redirect-missing", says: "lets all outbound traffic go", mended: true},
+	{name: "shadowed, nft", rules: "sidecar.nft", four: []change{{"oifname \"lo\" return", "accept"}}, uid: 2001, sockets: proxy(9001, 9002, 9053), want: "redirect-missing", says: "outbound", fix: "nft delete rule inet sidecar outgoing handle"},
 	{name: "empty chains", uid: 5678, sockets: kuma, then: func(p *pod) {
 		p.run("*nat\n:KUMA_MESH_INBOUND -\n:KUMA_MESH_OUTBOUND -\nCOMMIT\n", "iptables-restore")
 	}, want: "redirect-missing"},

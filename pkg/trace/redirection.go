@@ -96,6 +96,8 @@ type RedirectChain struct {
 	Hooked bool
 	// Unmatched: rules lead to it, but none of them fits the traffic of its role.
 	Unmatched bool
+	// Shadowed: a rule before those that divert lets all of it go; the leg of the role says which.
+	Shadowed bool
 }
 
 // RedirectRole is the part that a leg plays.
@@ -120,10 +122,14 @@ type RedirectLeg struct {
 	UID    uint32
 	Device string // by which it comes in, or was to leave
 
-	Taken   bool
-	Kind    string         // "redirect", "dnat" or "tproxy"
-	Target  netip.AddrPort // where it is sent instead
-	Rule    string         // that takes it, or lets it go on purpose
+	Taken  bool
+	Kind   string         // "redirect", "dnat" or "tproxy"
+	Target netip.AddrPort // where it is sent instead
+	Rule   string         // that takes it, or lets it go on purpose
+	// Chain holds Rule; Handle and Line name it there.
+	Chain   string
+	Handle  uint64
+	Line    int
 	Excused bool
 	Chains  []string
 	Backend string // "nft", "iptables-nft" or "iptables-legacy"

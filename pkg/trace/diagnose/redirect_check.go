@@ -154,6 +154,11 @@ func (j *redirectJudge) dangles(f *trace.RedirectFamily, c *trace.RedirectChain)
 		finding.Summary = fmt.Sprintf("%s of %s are incomplete: nothing in chain %s redirects %s traffic", j.rulesName(), here, c.Name, role)
 		finding.Cause = fmt.Sprintf("%s traffic comes through %s (%s), but no rule there redirects it: it goes past the proxy.", capital(string(role)), at4, c.Backend)
 		finding.Fix = []string{j.append4(c, f.Six, c.Name, fmt.Sprintf("-p tcp -j REDIRECT --to-ports %d", port), fmt.Sprintf("meta l4proto tcp redirect to :%d", port))}
+	case c.Shadowed && leg != nil:
+		finding.Summary = fmt.Sprintf("a rule in chain %s of %s lets all %s traffic go before it is redirected", c.Name, here, role)
+		finding.Cause = fmt.Sprintf("%s (%s) redirects to port %s further on, but its rule %q comes first and lets all %s traffic go: it goes past the proxy.", capital(at4), c.Backend, ports(c.Ports), leg.Rule, role)
+		finding.Fix = []string{j.remove(c, leg, f.Six)}
+		finding.Evidence = append(finding.Evidence, j.saw("%s: %s", at4, leg.Rule))
 	case c.Unmatched:
 		finding.Summary = fmt.Sprintf("%s of %s do not fit: no %s traffic gets to chain %s", j.rulesName(), here, role, c.Name)
 		finding.Cause = fmt.Sprintf("%s (%s) redirects to port %s, and rules at %s lead there, but they ask for a device, an address or a port that %s traffic does not have: it goes past the proxy.",
@@ -174,7 +179,7 @@ func (j *redirectJudge) dangles(f *trace.RedirectFamily, c *trace.RedirectChain)
 	if leg != nil {
 		finding.Evidence = append(finding.Evidence, j.saw("%s %s: not redirected%s", role, leg.Packet, through(leg)))
 	}
-	if len(c.Ports) > 0 && !c.Unmatched {
+	if len(c.Ports) > 0 && !c.Unmatched && !c.Shadowed {
 		finding.Evidence = append(finding.Evidence, j.saw("%s redirects to port %s; nothing jumps to it", at4, ports(c.Ports)))
 	}
 	if m := mesh.Named(j.r.Mesh); m != nil && m.Install != "" {
@@ -222,6 +227,14 @@ func (j *redirectJudge) append4(c *trace.RedirectChain, six bool, chain, iptable
 		return at(j.r.Place, "nft add rule %s %s %s %s", c.Family, quote(c.Table), quote(chain), nft)
 	}
 	return at(j.r.Place, "%s -t %s -A %s %s", toolOf(c.Backend, six), quote(c.Table), quote(chain), iptables)
+}
+
+// remove is the command that deletes the rule that decided a leg.
+func (j *redirectJudge) remove(c *trace.RedirectChain, l *trace.RedirectLeg, six bool) string {
+	if c.Backend == "nft" {
+		return at(j.r.Place, "nft delete rule %s %s %s handle %d", c.Family, quote(c.Table), quote(c.Name), l.Handle)
+	}
+	return at(j.r.Place, "%s -t %s -D %s %d", toolOf(c.Backend, six), quote(c.Table), quote(c.Name), l.Line)
 }
 
 func ports(list []uint16) string {
