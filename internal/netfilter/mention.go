@@ -45,7 +45,7 @@ func (r *Rules) Mentions() (Mentions, error) {
 	s := &scan{seen: make(map[*chain]bool)}
 	var errs []error
 	for _, t := range r.set.tables {
-		if t.family == familyBridge || t.family == familyNetdev || t.family == familyARP || !r.diverts(t) {
+		if !r.meets(t) || !r.diverts(t) {
 			continue
 		}
 		g := newGraph(t)
@@ -413,6 +413,9 @@ func (s *scan) header(h *xtHeader) {
 func (r *Rules) Chains() []DivertingChain {
 	var out []DivertingChain
 	for _, t := range r.set.tables {
+		if !r.meets(t) {
+			continue
+		}
 		for _, name := range slices.Sorted(maps.Keys(t.chains)) {
 			if c := t.chains[name]; c.base == nil {
 				out = append(out, DivertingChain{Name: name, Table: t.name, Backend: t.backend, Family: t.family.String()})

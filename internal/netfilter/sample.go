@@ -15,6 +15,7 @@ import (
 // that namespace, and by one goroutine at a time.
 type Rules struct {
 	set    *ruleset
+	family family // familyIP or familyIP6
 	socket *socket
 	routes *kernelRoutes
 	devs   map[uint32]string
@@ -31,7 +32,11 @@ func Load(is6 bool) (*Rules, error) {
 	q := trace.Question{Packet: trace.Tuple{Src: anywhere, Dst: anywhere},
 		Filters: []trace.NetfilterHook{trace.Prerouting, trace.Input, trace.Output, trace.Postrouting}}
 	set, socket, err := readRuleset(q, time.Now().Add(loadLimit))
-	return &Rules{set: set, socket: socket, routes: &kernelRoutes{}, devs: make(map[uint32]string), divert: make(map[*table]bool)}, err
+	r := &Rules{set: set, socket: socket, routes: &kernelRoutes{}, devs: make(map[uint32]string), divert: make(map[*table]bool), family: familyIP}
+	if is6 {
+		r.family = familyIP6
+	}
+	return r, err
 }
 
 // loadLimit bounds the reading of all rules: chains are fetched when a packet first comes by.
@@ -48,8 +53,8 @@ func (r *Rules) Close() {
 // Changed reports whether somebody changed nftables' rules since they were first read.
 func (r *Rules) Changed() bool { return r.socket != nil && r.socket.changed }
 
-// Empty reports whether there are no tables at all.
-func (r *Rules) Empty() bool { return len(r.set.tables) == 0 }
+// meets reports whether packets of this IP version come through a table.
+func (r *Rules) meets(t *table) bool { return t.family == r.family || t.family == familyInet }
 
 // Sample is the first packet of a connection that has not been made.
 type Sample struct {

@@ -212,7 +212,7 @@ var trials = []trial{
 	}},
 
 	{name: "not installed", uid: 5678, want: "redirect-missing", fix: "kumactl install"},
-	{name: "not installed, with a proxy", uid: 5678, sockets: kuma, want: "redirect-missing", says: "15001"},
+	{name: "not installed, with a proxy", uid: 5678, sockets: kuma, want: "redirect-missing", says: "15001", mended: true},
 	{name: "no jump to inbound", rules: "kuma-1.8.1", four: []change{cut("-A PREROUTING -p tcp -j MESH_INBOUND")}, six: []change{cut("-A PREROUTING -p tcp -j MESH_INBOUND")},
 		uid: 5678, sockets: kuma, want: "redirect-missing", says: "MESH_INBOUND", fix: "iptables -t nat -A PREROUTING -p tcp -j MESH_INBOUND"},
 	{name: "no jump to inbound, IPv4 alone", rules: "kuma-1.8.1", only4: true, noSix: true, tool: "legacy", four: []change{cut("-A PREROUTING -p tcp -j MESH_INBOUND")},

@@ -265,24 +265,30 @@ func (j *redirectJudge) setup(f *trace.Finding) string {
 // install are the commands that write the rules. Those of a mesh that is not known for sure need a decision.
 func (j *redirectJudge) install(m *mesh.Mesh, known bool) []string {
 	if m.Install == "" {
-		return j.ownRules("nft", false)
+		return j.ownRules()
 	}
 	command := at(j.r.Place, m.Install, j.proxyUID())
 	if !known {
-		return append([]string{"# " + command + "   # for " + m.Name + "; other meshes have their own"}, j.ownRules("iptables-nft", false)...)
+		return append([]string{"# " + command + "   # for " + m.Name + "; other meshes have their own"}, j.ownRules()...)
 	}
 	return []string{command}
 }
 
 // ownRules are rules that redirect to the ports that are known, or usual.
-func (j *redirectJudge) ownRules(backend string, six bool) []string {
+func (j *redirectJudge) ownRules() []string {
 	m, _ := j.mesh()
 	in, out, uid := j.portOf(trace.RoleInbound, m.Inbound[0]), j.portOf(trace.RoleOutbound, m.Outbound[0]), j.proxyUID()
-	tool := toolOf(backend, six)
-	return []string{
-		at(j.r.Place, "%s -t nat -A OUTPUT -p tcp ! -o lo -m owner ! --uid-owner %d -j REDIRECT --to-ports %d", tool, uid, out),
-		at(j.r.Place, "%s -t nat -A PREROUTING -p tcp -j REDIRECT --to-ports %d", tool, in),
+	var commands []string
+	for _, f := range j.families() {
+		if f.Six && !f.Used {
+			continue
+		}
+		tool := toolOf("", f.Six)
+		commands = append(commands,
+			at(j.r.Place, "%s -t nat -A OUTPUT -p tcp ! -o lo -m owner ! --uid-owner %d -j REDIRECT --to-ports %d", tool, uid, out),
+			at(j.r.Place, "%s -t nat -A PREROUTING -p tcp -j REDIRECT --to-ports %d", tool, in))
 	}
+	return commands
 }
 
 // portOf is the port to which a role is redirected in either family, or at which a proxy listens.

@@ -416,8 +416,8 @@ func (j *redirectJudge) bypass(four, six *trace.RedirectFamily, roles []trace.Re
 	f := trace.Finding{
 		Fault: "IPv6", Where: trace.Where{Hook: hookOf(roles[0])},
 		Summary: fmt.Sprintf("IPv4 is redirected to the proxy in %s, IPv6 is not (%s)", here, joinRoles(roles)),
-		Cause: fmt.Sprintf("%s has the IPv6 address %s, and its rules for IPv4 redirect %s traffic, those for IPv6 do not: whoever has both takes IPv6 first, past the proxy with its policies and encryption.",
-			capital(here), six.Address, joinRoles(roles)),
+		Cause: fmt.Sprintf("There is the IPv6 address %[2]s in %[1]s. The rules for IPv4 redirect %[3]s traffic, those for IPv6 do not: whoever has both takes IPv6 first, past the proxy with its policies and encryption.",
+			here, six.Address, joinRoles(roles)),
 		Fix: j.twin(four, true, roles),
 	}
 	for _, role := range roles {
@@ -425,7 +425,7 @@ func (j *redirectJudge) bypass(four, six *trace.RedirectFamily, roles []trace.Re
 		f.Evidence = append(f.Evidence, j.saw("%s %s: %s to %s", role, a.Packet, a.Kind, a.Target), j.saw("%s %s: not redirected%s", role, b.Packet, through(b)))
 	}
 	for _, c := range six.Dangling {
-		if !c.Hooked {
+		if !c.Hooked && !c.Unmatched && !c.Shadowed {
 			f.Evidence = append(f.Evidence, j.saw("chain %s %s %s redirects to port %s; nothing jumps to it", c.Family, c.Table, c.Name, ports(c.Ports)))
 		}
 	}
