@@ -340,6 +340,9 @@ func validate(t *testing.T, cli string, args ...string) answer {
 
 func buildCLI(t *testing.T) string {
 	t.Helper()
+	if dir := os.Getenv("REPLYPATH_BIN"); dir != "" {
+		return filepath.Join(dir, "replypath")
+	}
 	cli := filepath.Join(t.TempDir(), "replypath")
 	if out, err := exec.Command("go", "build", "-o", cli, "github.com/replypath/replypath/cmd/cli").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
@@ -391,6 +394,9 @@ func TestValidateRedirect(t *testing.T) {
 	cli := buildCLI(t)
 	for i := range trials {
 		tt := &trials[i]
+		if testing.Short() && i%3 != 0 {
+			continue
+		}
 		t.Run(tt.name, func(t *testing.T) {
 			p := tt.set(t)
 			args := append([]string{"redirect", "-o", "json", "--netns", p.name, "--cni-dir", t.TempDir()}, tt.args...)
@@ -454,6 +460,9 @@ func (tt *trial) judge(t *testing.T, a answer) {
 func TestUncheckedIsNotSound(t *testing.T) {
 	needRoot(t)
 	cli := buildCLI(t)
+	if os.Getenv("REPLYPATH_BIN") != "" {
+		t.Skip("REPLYPATH_BIN may be where others cannot go")
+	}
 	for dir := filepath.Dir(cli); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
