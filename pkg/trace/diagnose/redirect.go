@@ -215,6 +215,7 @@ func (j *redirectJudge) installed() bool {
 		finding.Evidence = append(finding.Evidence, j.saw("neither IPv4 nor IPv6 rules (nftables, iptables-nft, iptables-legacy) redirect a connection to %s", leg.Packet.Dst))
 	} else {
 		finding.Confidence = trace.Likely
+		finding.Evidence = append(finding.Evidence, j.saw("no rule of %s redirects a connection to %s; others could not be read", showFamily(f.Six), leg.Packet.Dst))
 	}
 	if c := idle(families); c != "" {
 		finding.Summary = fmt.Sprintf("%s chains are there in %s, but no rule in them redirects anything", j.meshsName(), here)

@@ -539,7 +539,7 @@ func (j *redirectJudge) localnet() {
 // blocked finds filters that drop what a redirection needs.
 func (j *redirectJudge) blocked() {
 	for _, f := range j.families() {
-		if f.Six && !f.Used {
+		if f.Six && !f.Used || !f.Redirects() {
 			continue
 		}
 		for i := range f.Legs {
