@@ -18,13 +18,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	// The tests build and run the program: what it is made of decides whether their results still hold.
-	_ "github.com/replypath/replypath/internal/meshname"
-	_ "github.com/replypath/replypath/internal/redirect"
-	_ "github.com/replypath/replypath/internal/render"
-	_ "github.com/replypath/replypath/internal/stream"
-	_ "github.com/replypath/replypath/pkg/trace/diagnose"
 )
 
 // pod is a network namespace as a pod has it: lo, and one end of a cable.
