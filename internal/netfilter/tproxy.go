@@ -16,12 +16,22 @@ type tproxy struct {
 	addr     netip.Addr // invalid or unspecified: the device's
 	port     uint16     // 0: the packet's, or in portFrom
 	portFrom register
+	addrFrom register
 }
 
 func (e tproxy) run(m *machine) {
 	if e.portFrom != 0 {
 		if b := m.load(e.portFrom, 2); b.whole() {
 			e.port = binary.BigEndian.Uint16(b.data)
+		}
+	}
+	if e.addrFrom != 0 {
+		size := 4
+		if m.packet.is6() {
+			size = 16
+		}
+		if b := m.load(e.addrFrom, size); b.whole() {
+			e.addr, _ = netip.AddrFromSlice(b.data)
 		}
 	}
 	if e.port == 0 {
@@ -65,8 +75,8 @@ func decodeTProxy(r *reader, revision uint8, is6 bool) expr {
 
 // decodeTProxyStatement decodes nftables' tproxy (enum nft_tproxy_attributes).
 func decodeTProxyStatement(a *attributeValues) expr {
-	const port = 3 // NFTA_TPROXY_REG_PORT
-	return tproxy{text: "tproxy …", portFrom: a.register(port)}
+	const addr, port = 2, 3 // NFTA_TPROXY_REG_ADDR, NFTA_TPROXY_REG_PORT
+	return tproxy{text: "tproxy …", portFrom: a.register(port), addrFrom: a.register(addr)}
 }
 
 // Flags of the match socket (include/uapi/linux/netfilter/xt_socket.h).

@@ -137,7 +137,8 @@ func (h *half) ask(role trace.RedirectRole, s netfilter.Sample) trace.RedirectLe
 		port = s.Tuple.Dst.Port()
 	}
 	leg.Target = netip.AddrPortFrom(addr, port)
-	if s.Tuple.Dst == leg.Target || addr != s.Tuple.Dst.Addr() && !addr.IsLoopback() && !h.addresses[addr] {
+	moved := leg.Kind == string(netfilter.DivertDNAT) && addr == s.Tuple.Dst.Addr() // as Docker's own DNS does
+	if moved || s.Tuple.Dst == leg.Target || addr != s.Tuple.Dst.Addr() && !addr.IsLoopback() && !h.addresses[addr] {
 		leg.Taken, leg.Excused = false, false // to another host: that is no proxy's redirection
 		leg.Target = netip.AddrPort{}
 	}

@@ -204,6 +204,10 @@ var trials = []trial{
 		p.run("*filter\n:INPUT DROP\n:OUTPUT DROP\n-A INPUT -i lo -j ACCEPT\n-A OUTPUT -o lo -j ACCEPT\nCOMMIT\n", "ip6tables-restore", "-n")
 	}},
 
+	{name: "Docker's DNS is no proxy", uid: 5678, then: func(p *pod) {
+		p.run("*nat\n:OUTPUT ACCEPT\n:DOCKER_OUTPUT -\n-A OUTPUT -d 127.0.0.11 -j DOCKER_OUTPUT\n-A DOCKER_OUTPUT -d 127.0.0.11 -p tcp --dport 53 -j DNAT --to-destination 127.0.0.11:41231\n"+
+			"-A DOCKER_OUTPUT -d 127.0.0.11 -p udp --dport 53 -j DNAT --to-destination 127.0.0.11:35763\nCOMMIT\n", "iptables-restore")
+	}, args: []string{"--dns-server", "127.0.0.11"}, want: "redirect-missing"},
 	{name: "not installed", uid: 5678, want: "redirect-missing", fix: "kumactl install"},
 	{name: "not installed, with a proxy", uid: 5678, sockets: kuma, want: "redirect-missing", says: "15001", mended: true},
 	{name: "no jump to inbound", rules: "kuma-1.8.1", four: []change{cut("-A PREROUTING -p tcp -j MESH_INBOUND")}, six: []change{cut("-A PREROUTING -p tcp -j MESH_INBOUND")},
