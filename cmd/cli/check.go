@@ -232,14 +232,20 @@ func (w *world) checkReply(ctx context.Context, q check.Question, o checkOptions
 
 // place finds the namespace that answers.
 func (o *checkOptions) place(checker *check.Checker) (trace.Place, error) {
-	if isInode(o.netns) {
-		return o.byInode(checker)
-	}
-	return locate(checker.Locate, o.netns, o.pid)
+	return locate(checker, o.netns, o.pid)
 }
 
-// locate finds a namespace by its name or path, or by a process; this one where neither is named.
-func locate(find func(path string) (trace.Place, error), netns string, pid int) (trace.Place, error) {
+// locator finds namespaces.
+type locator interface {
+	Locate(path string) (trace.Place, error)
+	Numbered(ns trace.Netns) (trace.Place, error)
+}
+
+// locate finds a namespace by its name, path or number, or by a process; this one where none is named.
+func locate(in locator, netns string, pid int) (trace.Place, error) {
+	if isInode(netns) {
+		return byInode(in, netns)
+	}
 	path, what := "/proc/self/ns/net", "own network namespace"
 	switch {
 	case netns != "" && !strings.Contains(netns, "/"):
@@ -249,7 +255,7 @@ func locate(find func(path string) (trace.Place, error), netns string, pid int) 
 	case pid != 0:
 		path, what = netstate.ProcessPath(pid), fmt.Sprintf("network namespace of process %d", pid)
 	}
-	place, err := find(path)
+	place, err := in.Locate(path)
 	switch {
 	case err == nil:
 		return place, nil
@@ -269,17 +275,17 @@ func isInode(netns string) bool {
 }
 
 // byInode finds the namespace by its number.
-func (o *checkOptions) byInode(checker *check.Checker) (trace.Place, error) {
-	n, err := strconv.ParseUint(o.netns, 10, 32)
+func byInode(in locator, netns string) (trace.Place, error) {
+	n, err := strconv.ParseUint(netns, 10, 32)
 	if err != nil {
 		return trace.Place{}, usagef("--netns: %w", innermost(err))
 	}
-	place, err := checker.Numbered(trace.Netns(n))
+	place, err := in.Numbered(trace.Netns(n))
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return place, needsAdmin("network namespace " + o.netns)
+		return place, needsAdmin("network namespace " + netns)
 	case err != nil:
-		return place, usagef("there is no network namespace with the number %s that has a name or a process", o.netns)
+		return place, usagef("there is no network namespace with the number %s that has a name or a process", netns)
 	}
 	return place, nil
 }

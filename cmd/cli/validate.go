@@ -99,7 +99,7 @@ func newValidateRedirect(w *world) *cobra.Command {
 		}),
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.netns, "netns", "", "network namespace: a name under /run/netns, or a path")
+	f.StringVar(&o.netns, "netns", "", "network namespace: a name under /run/netns, a path, or its number")
 	f.IntVar(&o.pid, "pid", 0, "the network namespace of this process, and its name servers")
 	f.StringVar(&o.pod, "pod", "", "that of a pod (not yet)")
 	f.Int64Var(&o.proxyUID, "proxy-uid", -1, "user of the proxy (default: whose sockets listen where traffic is redirected to)")
@@ -178,7 +178,7 @@ func (w *world) validateRedirect(ctx context.Context, q redirect.Options, o *val
 		return noAgentf("%w", err)
 	}
 	defer inspector.Close()
-	if q.Place, err = locate(inspector.Locate, o.netns, o.pid); err != nil {
+	if q.Place, err = locate(inspector, o.netns, o.pid); err != nil {
 		return err
 	}
 	if q.Place.Name == "" && !q.Place.Host && o.pid > 0 {

@@ -55,7 +55,7 @@ func newValidateNames(w *world) *cobra.Command {
 		}),
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.netns, "netns", "", "names of the proxies in this network namespace: a name under /run/netns, or a path")
+	f.StringVar(&o.netns, "netns", "", "names of the proxies in this network namespace: a name under /run/netns, a path, or its number")
 	f.IntVar(&o.pid, "pid", 0, "names of the proxies in the network namespace of this process")
 	f.StringVar(&o.given.Mesh, "mesh", "", "name of a mesh")
 	f.StringVar(&o.given.Name, "proxy", "", "name of a proxy (data plane)")
@@ -143,7 +143,7 @@ func (o *namesOptions) processes() ([]trace.MeshName, trace.Place, error) {
 		return nil, trace.Place{}, noAgentf("%w", err)
 	}
 	defer inspector.Close()
-	place, err := locate(inspector.Locate, o.netns, o.pid)
+	place, err := locate(inspector, o.netns, o.pid)
 	if err != nil {
 		return nil, place, err
 	}

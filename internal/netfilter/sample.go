@@ -75,6 +75,7 @@ func (s Sample) packet(r *Rules) *packet {
 		original = s.Tuple
 	}
 	q := trace.Question{Packet: s.Tuple, In: s.In.Index, Out: s.Out.Index, Mark: s.Mark, Ahead: true,
+		ConnMark:  trace.ConnMark{Known: true},
 		Conntrack: trace.Conntrack{Original: original, Reply: s.Tuple.Reverse(), Info: infoNew}}
 	if s.Reply { // Tuple and Original are those of the answer
 		q.Conntrack = trace.Conntrack{Original: original.Reverse(), Reply: s.Tuple, Info: infoEstablished + replyInfo}
@@ -137,6 +138,9 @@ func (r *Rules) Meet(s Sample) (Meeting, error) {
 			continue // one translation a hook
 		}
 		f.packet.at(c.base.priority)
+		if c.base.kind == "nat" && f.packet.untracked {
+			continue // connection tracking does it, and a rule has kept the packet from that
+		}
 		if !f.met.Taken && (c.base.kind == "nat" || r.diverts(c.table)) {
 			f.met.Family, f.met.Table, f.met.Base, f.met.Backend = c.table.family.String(), c.table.name, c.name, c.table.backend
 		}

@@ -58,6 +58,15 @@ func (i *Inspector) Close() error { return i.reader.Close() }
 // Locate finds the namespace that a file leads to.
 func (i *Inspector) Locate(path string) (trace.Place, error) { return i.places.Locate(path) }
 
+// Numbered finds the namespace with an inode number, if it has a name or a process.
+func (i *Inspector) Numbered(ns trace.Netns) (trace.Place, error) {
+	handle, err := i.places.Open(ns)
+	if err != nil {
+		return trace.Place{}, err
+	}
+	return i.places.Place(ns), handle.Close()
+}
+
 // Inspect asks a namespace. The error says that nothing could be asked at all.
 func (i *Inspector) Inspect(ctx context.Context, o Options) (*trace.Redirection, error) {
 	resolvers := o.Resolvers
