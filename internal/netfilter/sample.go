@@ -125,6 +125,7 @@ type Meeting struct {
 	// Family, Table and Base are of the base chain that it came through: the one that took it, or the last that diverts others.
 	Family, Table, Base string
 	Zone                uint16 // of connection tracking
+	Untracked           bool   // a rule exempts it from that, so that NAT does not see it
 	// Doubts are rules that may have decided otherwise: what they ask cannot be told from outside.
 	Doubts []string
 }
@@ -146,7 +147,7 @@ func (r *Rules) Meet(s Sample) (Meeting, error) {
 		}
 		f.chain(c, 0) // what drops the packet is for Drops to tell
 	}
-	f.met.Zone = f.packet.zone
+	f.met.Zone, f.met.Untracked = f.packet.zone, f.packet.untracked
 	return f.met, errors.Join(f.errs...)
 }
 

@@ -122,6 +122,7 @@ func (h *half) ask(role trace.RedirectRole, s netfilter.Sample) trace.RedirectLe
 	met, err := h.rules.Meet(s)
 	h.unreadRules(err)
 	leg.Taken, leg.Rule, leg.Excused = met.Taken, met.Rule, met.Excused
+	leg.Untracked = met.Untracked
 	leg.Chain, leg.Handle, leg.Line = met.Chain, met.Handle, met.Line
 	leg.Chains, leg.Backend, leg.Zone, leg.Doubts = met.Chains, met.Backend, met.Zone, met.Doubts
 	leg.Family, leg.Table, leg.Base = met.Family, met.Table, met.Base
@@ -306,8 +307,9 @@ func (h *half) inboundSamples() []netfilter.Sample {
 func (h *half) others() []trace.Interface {
 	var out []trace.Interface
 	first := h.outside()
+	usable := func(a netip.Addr) bool { return a.Is6() == h.six && !a.IsLinkLocalUnicast() }
 	for i := range h.links {
-		if l := &h.links[i]; !l.loopback && l.Up && l.Name != first.Name && len(l.addrs) > 0 && len(out) < 8 {
+		if l := &h.links[i]; !l.loopback && l.Up && l.Name != first.Name && slices.ContainsFunc(l.addrs, usable) && len(out) < 8 {
 			out = append(out, l.Interface)
 		}
 	}

@@ -262,6 +262,9 @@ var trials = []trial{
 	{name: "raw drops 127.0.0.6", rules: "kuma-2.9", tool: "legacy", uid: 5678, sockets: kuma, then: func(p *pod) {
 		p.run("", "iptables-legacy", "-t", "raw", "-A", "OUTPUT", "-d", "127.0.0.6", "-j", "DROP")
 	}, want: "loopback-blocked", says: "raw", mended: true},
+	{name: "not tracked", rules: "kuma-2.9", only4: true, noSix: true, uid: 5678, sockets: kuma, then: func(p *pod) {
+		p.run("", "iptables", "-t", "raw", "-A", "PREROUTING", "-i", "eth0", "-p", "tcp", "-j", "NOTRACK")
+	}, want: "redirect-missing", says: "connection tracking"},
 	{name: "of another device", rules: "kuma-2.9", only4: true, noSix: true, uid: 5678, sockets: kuma, four: []change{{"-A PREROUTING -p tcp", "-A PREROUTING -i net1 -p tcp"}},
 		want: "redirect-missing", says: "do not fit", mended: true},
 	{name: "shadowed", rules: "kuma-1.8.1", tool: "legacy", only4: true, noSix: true, uid: 5678, sockets: kuma, then: func(p *pod) {

@@ -136,7 +136,9 @@ type RedirectLeg struct {
 	// Family, Table and Base are of the base chain that the packet came through last.
 	Family, Table, Base string
 	Zone                uint16 // of connection tracking
-	Doubts              []string
+	// Untracked: a rule exempts it from that, so that it is not redirected.
+	Untracked bool
+	Doubts    []string
 
 	// Sockets listen where it ends; Others on the port, but not so that they would get it.
 	Sockets, Others []Socket

@@ -159,6 +159,14 @@ func (j *redirectJudge) dangles(f *trace.RedirectFamily, c *trace.RedirectChain)
 		finding.Cause = fmt.Sprintf("%s (%s) redirects to port %s further on, but its rule %q comes first and lets all %s traffic go: it goes past the proxy.", capital(at4), c.Backend, ports(c.Ports), leg.Rule, role)
 		finding.Fix = []string{j.remove(c, leg, f.Six)}
 		finding.Evidence = append(finding.Evidence, j.saw("%s: %s", at4, leg.Rule))
+	case c.Unmatched && leg != nil && leg.Untracked:
+		finding.Summary = fmt.Sprintf("a rule of %s exempts %s traffic from connection tracking: it is not redirected", here, role)
+		finding.Cause = fmt.Sprintf("%s (%s) redirects to port %s, but a rule at %s in table raw (NOTRACK) exempts %s traffic from connection tracking. What is not tracked is not redirected: it goes past the proxy.",
+			capital(at4), c.Backend, ports(c.Ports), hook, role)
+		finding.Fix = []string{"# delete the rule with NOTRACK: " + at(j.r.Place, "%s -t raw -L %s -nv --line-numbers", toolOf(c.Backend, f.Six), hook)}
+		if c.Backend == "nft" {
+			finding.Fix = []string{"# delete the rule with notrack: " + at(j.r.Place, "nft -a list ruleset")}
+		}
 	case c.Unmatched:
 		finding.Summary = fmt.Sprintf("%s of %s do not fit: no %s traffic gets to chain %s", j.rulesName(), here, role, c.Name)
 		finding.Cause = fmt.Sprintf("%s (%s) redirects to port %s, and rules at %s lead there, but they ask for a device, an address or a port that %s traffic does not have: it goes past the proxy.",
