@@ -57,7 +57,12 @@ func writeFindings(text *bytes.Buffer) error {
 	for _, rule := range diagnose.Rules() {
 		fmt.Fprintf(text, "| [`%s`](#%s) | %s | %s |\n", rule.ID, rule.ID, rule.Title, rule.Severity)
 	}
-	for _, rule := range diagnose.Rules() {
+	text.WriteString("\nThese are made by `replypath validate`, from what a namespace says of itself:\n\n" +
+		"| finding | says | severity |\n| --- | --- | --- |\n")
+	for _, rule := range diagnose.Validations() {
+		fmt.Fprintf(text, "| [`%s`](#%s) | %s | %s |\n", rule.ID, rule.ID, rule.Title, rule.Severity)
+	}
+	for _, rule := range append(diagnose.Rules(), diagnose.Validations()...) {
 		fmt.Fprintf(text, "\n## %s\n\n%s.\n\n%s\n", rule.ID, upper(rule.Title), rule.Doc)
 		if labs := labsOf(rule.ID); len(labs) > 0 {
 			text.WriteString("\nSee it, each with `sudo replypath lab run NAME`:\n\n" + strings.Join(labs, ""))

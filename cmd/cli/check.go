@@ -232,24 +232,36 @@ func (w *world) checkReply(ctx context.Context, q check.Question, o checkOptions
 
 // place finds the namespace that answers.
 func (o *checkOptions) place(checker *check.Checker) (trace.Place, error) {
+	return locate(checker, o.netns, o.pid)
+}
+
+// locator finds namespaces.
+type locator interface {
+	Locate(path string) (trace.Place, error)
+	Numbered(ns trace.Netns) (trace.Place, error)
+}
+
+// locate finds a namespace by its name, path or number, or by a process; this one where none is named.
+func locate(in locator, netns string, pid int) (trace.Place, error) {
+	if isInode(netns) {
+		return byInode(in, netns)
+	}
 	path, what := "/proc/self/ns/net", "own network namespace"
 	switch {
-	case isInode(o.netns):
-		return o.byInode(checker)
-	case o.netns != "" && !strings.Contains(o.netns, "/"):
-		path, what = netstate.NamePath(o.netns), fmt.Sprintf("network namespace %q", o.netns)
-	case o.netns != "":
-		path, what = o.netns, "network namespace "+o.netns
-	case o.pid != 0:
-		path, what = netstate.ProcessPath(o.pid), fmt.Sprintf("network namespace of process %d", o.pid)
+	case netns != "" && !strings.Contains(netns, "/"):
+		path, what = netstate.NamePath(netns), fmt.Sprintf("network namespace %q", netns)
+	case netns != "":
+		path, what = netns, "network namespace "+netns
+	case pid != 0:
+		path, what = netstate.ProcessPath(pid), fmt.Sprintf("network namespace of process %d", pid)
 	}
-	place, err := checker.Locate(path)
+	place, err := in.Locate(path)
 	switch {
 	case err == nil:
 		return place, nil
 	case errors.Is(err, fs.ErrPermission):
 		return place, needsAdmin(what)
-	case o.netns != "" && errors.Is(err, fs.ErrNotExist) || o.pid != 0 && !exists(path):
+	case netns != "" && errors.Is(err, fs.ErrNotExist) || pid != 0 && !exists(path):
 		return place, usagef("there is no %s", what)
 	}
 	return place, usagef("open %s: %w", what, innermost(err))
@@ -263,17 +275,17 @@ func isInode(netns string) bool {
 }
 
 // byInode finds the namespace by its number.
-func (o *checkOptions) byInode(checker *check.Checker) (trace.Place, error) {
-	n, err := strconv.ParseUint(o.netns, 10, 32)
+func byInode(in locator, netns string) (trace.Place, error) {
+	n, err := strconv.ParseUint(netns, 10, 32)
 	if err != nil {
 		return trace.Place{}, usagef("--netns: %w", innermost(err))
 	}
-	place, err := checker.Numbered(trace.Netns(n))
+	place, err := in.Numbered(trace.Netns(n))
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return place, needsAdmin("network namespace " + o.netns)
+		return place, needsAdmin("network namespace " + netns)
 	case err != nil:
-		return place, usagef("there is no network namespace with the number %s that has a name or a process", o.netns)
+		return place, usagef("there is no network namespace with the number %s that has a name or a process", netns)
 	}
 	return place, nil
 }

@@ -57,7 +57,7 @@ func newRoot(w *world) *cobra.Command {
 	)
 	server := &server{world: w}
 	server.flags(root)
-	root.AddCommand(newExplain(w, server), newCheck(w), newWatch(w, server), newDNS(w, server), newStatus(w, server), newLab(w, server), newVersion(w))
+	root.AddCommand(newExplain(w, server), newCheck(w), newValidate(w), newWatch(w, server), newDNS(w, server), newStatus(w, server), newLab(w, server), newVersion(w))
 	root.SetHelpCommandGroupID(groupOther)
 	root.SetCompletionCommandGroupID(groupOther)
 	return root

@@ -65,6 +65,8 @@ func (p *packet) meta(key uint32) (bits, truth) {
 		return knownBits([]byte{byte(p.tuple.Protocol)}), yes
 	case metaPktType:
 		return p.packetType(), yes
+	case unix.NFT_META_SKUID, unix.NFT_META_SKGID:
+		return p.owner.idBits(key)
 	case metaIIFKind:
 		return p.in.kindBits()
 	case metaOIFKind:

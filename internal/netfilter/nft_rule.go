@@ -187,6 +187,9 @@ func decodeLoad(name string, a *attributeValues) expr {
 			if key == ctMark {
 				return setConnMark{from: a.register(unix.NFTA_CT_SREG), text: "ct " + ctName(key) + " set …"}
 			}
+			if key == ctZone {
+				return setZone{from: a.register(unix.NFTA_CT_SREG), text: "ct zone set …"}
+			}
 			return passive{text: "ct " + ctName(key) + " set …"}
 		}
 		direction := -1
@@ -229,6 +232,11 @@ func decodeStatement(name string, a *attributeValues) expr {
 		return opaqueEnd{text: queueText(a), sure: true, queue: true, queues: queuesOf(a)}
 	case "fwd":
 		return opaqueEnd{text: "fwd", sure: true}
+	case "tproxy":
+		return decodeTProxyStatement(a)
+	case "socket":
+		const key, to = 1, 2 // NFTA_SOCKET_KEY, NFTA_SOCKET_DREG
+		return socketState{key: be32(a[key]), to: a.register(to)}
 	case "synproxy":
 		return opaqueEnd{text: name}
 	case "objref":

@@ -91,6 +91,11 @@ type packet struct {
 	translations          []Translation // by the NAT rules that the walk came by
 	untracked, clamped    bool          // rules that the walk came by said so
 	tracking, whole       bool          // connection tracking is at work here; it has put the fragments together
+
+	owner   Owner
+	zone    uint16  // of connection tracking, as rules set it
+	proxied *tproxy // the rule that hands it to a local socket
+	sample  bool    // the first packet of a connection that no socket knows
 }
 
 // newPacket describes the packet of q at a hook.

@@ -67,6 +67,14 @@ func decodeMatcher(name string, revision uint8, data []byte, is6 bool) matcher {
 		m = &xtPacketType{kind: r.u32(), invert: r.u32() != 0}
 	case name == "physdev" && revision == 0:
 		m = decodePhysDev(r)
+	case name == "owner" && revision == 1:
+		m = decodeOwner(r)
+	case name == "socket" && revision <= 3:
+		x := &xtSocket{}
+		if revision > 0 {
+			x.flags = r.u8()
+		}
+		m = x
 	case name == "rpfilter" && revision == 0:
 		m = &xtReversePath{flags: r.u8()}
 	default:
@@ -121,6 +129,11 @@ func cString(b []byte) string {
 // decodeTarget reads a target extension.
 func decodeTarget(name string, revision uint8, data []byte, is6 bool) []expr {
 	r := &reader{data: data}
+	if name == "CT" {
+		if e, ok := decodeZone(data); ok {
+			return []expr{e}
+		}
+	}
 	switch name {
 	case "DROP":
 		return []expr{decide{verdict{code: verdictDrop}}}
@@ -147,7 +160,9 @@ func decodeTarget(name string, revision uint8, data []byte, is6 bool) []expr {
 	case "NFQUEUE":
 		to := decodeQueues(r, revision)
 		return []expr{opaqueEnd{text: fmt.Sprintf("-j NFQUEUE --queue-num %d", to.first), sure: true, queue: true, queues: to}}
-	case "TPROXY", "SYNPROXY":
+	case "TPROXY":
+		return []expr{decodeTProxy(r, revision, is6)}
+	case "SYNPROXY":
 		return []expr{opaqueEnd{text: "-j " + name}}
 	case "NOTRACK":
 		return []expr{untrack{text: "-j NOTRACK"}}

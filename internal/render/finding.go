@@ -15,8 +15,10 @@ func (t Text) Finding(f *tracev1.Finding) string {
 	var b strings.Builder
 	t.headline(&b, f, "")
 	p := f.GetPath()
-	t.field(&b, "request", t.requestLine(f, p))
-	t.field(&b, "reply", t.replyLine(f, p))
+	if unsent(f) == "" {
+		t.field(&b, "request", t.requestLine(f, p))
+		t.field(&b, "reply", t.replyLine(f, p))
+	}
 	t.lines(&b, "why", t.whyLines(f))
 	t.field(&b, "where", words(plain, whereTold(f.GetWhere())))
 	t.commands(&b, "fix", f.GetFix())
@@ -53,6 +55,9 @@ func (t Text) headline(b *strings.Builder, f *tracev1.Finding, again string) {
 	mark, s := severityMark(f)
 	p := f.GetPath()
 	left := word{styled(s, mark+" "+outcome(f)+again), styled(bold, "  "+tuple(p.GetProtocol(), p.GetClient(), p.GetServer()))}
+	if unsent(f) != "" {
+		left = left[:1]
+	}
 	right := strings.Join(append(weight(f), t.age(f)...), ", ")
 	t.word(b, left)
 	if gap := t.width() - left.columns() - columns(Escape(right)); right == "" {
@@ -86,6 +91,10 @@ func outcome(f *tracev1.Finding) string {
 		what = f.GetDirection().String()
 	}
 	switch {
+	case unsent(f) != "":
+		return unsent(f)
+	case bypasses[f.GetId()] && foretold(f):
+		return what + " WOULD GO PAST THE PROXY"
 	case f.GetSeverity() == "info":
 		return what + " NOTE"
 	case f.GetSeverity() != "error":
@@ -251,6 +260,9 @@ func breakTold(f *tracev1.Finding) string {
 		return "dropped by a filter"
 	case "port-not-listening":
 		return "nobody listens on port " + port(server)
+	}
+	if told := redirectTold[f.GetId()]; told != "" {
+		return told
 	}
 	return strings.ReplaceAll(f.GetId(), "-", " ")
 }

@@ -39,6 +39,9 @@ func ProtoPath(p *trace.Path) *tracev1.Path {
 		FirstSeen: timestamp(p.First), LastSeen: timestamp(p.Last), Requests: p.Requests, Answered: p.Answered, Reset_: p.Reset,
 		Sequence: p.Sequence, Established: p.Established,
 	}
+	if p.Protocol == 0 && !p.Client.IsValid() {
+		out.Protocol = "" // of a fault that is about no packet
+	}
 	if p.Process.PID != 0 {
 		out.Process = &tracev1.Process{Pid: p.Process.PID, Comm: text(p.Process.Comm)}
 	}

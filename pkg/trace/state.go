@@ -137,6 +137,9 @@ type Socket struct {
 	Drops    uint32         // packets that found it full
 	Inode    uint64
 	Process  Process // one that has it open; zero when not known
+	UID      uint32  // with which it was opened
+	V6Only   bool
+	Device   uint32 // bound to it; 0: any
 }
 
 // Tunnel is a device that wraps packets into others.

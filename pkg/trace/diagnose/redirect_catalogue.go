@@ -1,0 +1,72 @@
+package diagnose
+
+import "github.com/replypath/replypath/pkg/trace"
+
+// Validations are the findings that `replypath validate` makes, from what a
+// namespace says of itself rather than from packets.
+func Validations() []Rule {
+	return []Rule{loopbackDown, redirectMissing, redirectBypassedIPv6, redirectTargetNotListening, redirectLoop, routeLocalnetDisabled, loopbackBlocked, meshNameAmbiguous}
+}
+
+var redirectMissing = Rule{
+	ID:       "redirect-missing",
+	Title:    "a proxy listens, but traffic goes past it: no redirect rules",
+	Severity: trace.Error,
+	Doc: "No rule of the namespace redirects what applications send or get to a transparent proxy: the rules were never written (the CNI plugin is not installed, or failed), or a part of them is missing: " +
+		"a chain that redirects, to which no rule leads; a mesh's chain in which nothing redirects; DNS that is redirected for other name servers than that of the application; or what the proxy sends to its own namespace is not brought back to it. " +
+		"netfilter is asked what it would do with sample packets, so it does not matter how the rules are written. A rule that lets traffic go on purpose is an exclusion, no fault.",
+}
+
+var redirectBypassedIPv6 = Rule{
+	ID:       "redirect-bypassed-ipv6",
+	Title:    "IPv4 is redirected, IPv6 is not",
+	Severity: trace.Error,
+	Doc: "The rules for IPv4 redirect traffic to a proxy, those for IPv6 do not, or not all of it, though the namespace has an IPv6 address. Applications prefer IPv6, so traffic goes past the proxy without a packet being lost. " +
+		"A namespace without IPv6 address, or one whose filter drops IPv6 altogether, has no such fault.",
+}
+
+var redirectTargetNotListening = Rule{
+	ID:       "redirect-target-not-listening",
+	Title:    "the redirect points to a port where nobody listens (proxy or its DNS)",
+	Severity: trace.Error,
+	Doc: "Traffic is redirected to a port at which no socket would take it: the proxy is not started, not ready or has ended; it listens on another port, for the other IP version, or on 127.0.0.1 alone, where inbound traffic does not go. " +
+		"Connections are refused although the application runs.",
+}
+
+var redirectLoop = Rule{
+	ID:       "redirect-loop",
+	Title:    "the proxy's own traffic is redirected to itself",
+	Severity: trace.Error,
+	Doc: "What the proxy sends to other hosts, to its name server, or from 127.0.0.6 (::6) to the application is redirected back to the proxy: each connection makes another, thousands a second, and no packet is dropped. " +
+		"The rules tell the proxy by its user, group or mark. They lack that exception, or are for another user than the one of the process that listens.",
+}
+
+var loopbackBlocked = Rule{
+	ID:       "loopback-blocked",
+	Title:    "a filter drops the 127.0.0.6 leg",
+	Severity: trace.Error,
+	Doc: "A filter rule or policy drops what a redirection sends over the loopback device: the application's connection to the proxy, the proxy's from 127.0.0.6 (::6) to the application, or their answers. " +
+		"The client is connected to the proxy all the same, and gets nothing.",
+}
+
+var loopbackDown = Rule{
+	ID:       "loopback-down",
+	Title:    "`lo` is down in the namespace",
+	Severity: trace.Error,
+	Doc:      "The loopback device of the namespace is down, as it is in every new namespace until somebody sets it up. Redirected connections then fail before there is a packet.",
+}
+
+var routeLocalnetDisabled = Rule{
+	ID:       "route-localnet-disabled",
+	Title:    "traffic was sent to 127/8 from outside and `route_localnet` is off",
+	Severity: trace.Error,
+	Doc:      "A rule sends inbound traffic to an address in 127/8 (DNAT). The kernel drops packets from outside to such an address as martians unless route_localnet is on for the device that they come in by.",
+}
+
+var meshNameAmbiguous = Rule{
+	ID:       "mesh-name-ambiguous",
+	Title:    "a mesh or proxy name holds a dot, so joined identifiers cannot be split again",
+	Severity: trace.Error,
+	Doc: "Kuma joins a mesh's and a proxy's name with a dot, and splits the identifier again at the first one: mesh `aa.a` and proxy `dp-1` become mesh `aa` and proxy `a.dp-1`, which nobody knows. " +
+		"A name that is an RFC 1035 label (lower-case letters, digits and hyphens, a letter first, at most 63) has one reading. Names are taken from arguments, and from the command line and environment of kuma-dp.",
+}
