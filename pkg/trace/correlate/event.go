@@ -197,7 +197,7 @@ func (p *path) isBack(ev *trace.Event) bool {
 		return false
 	}
 	if made := p.request[0].in.Index == 0; made {
-		return ev.Hook == trace.HookReceive
+		return ev.Hook == trace.HookReceive && !ev.OtherHost // what is flooded here, it does not get
 	}
 	return ev.Hook == trace.HookTransmit
 }
@@ -219,6 +219,9 @@ func (t *Table) addReset(ev *trace.Event) {
 	}
 	if ev.Hook == trace.HookTransmit {
 		p.settle(ev.Netns)
+		if ev.InIndex == 0 {
+			t.misdelivered(p, ev.Netns, ev.Time)
+		}
 		if ev.InIndex == 0 && p.reject(ev) {
 			t.refuseUntaken(p, ev)
 		}

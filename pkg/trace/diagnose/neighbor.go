@@ -12,7 +12,14 @@ var neighborUnresolved = Rule{
 	Severity: trace.Error,
 	Doc: "The route is there, but its next hop does not answer, so the packet waits for a MAC address and is dropped when the kernel gives up (about 3 s by default). " +
 		"Recognised by the drop reason NEIGH_FAILED, for IPv6 by the function neigh_invalidate, and by the entry in the neighbour table.",
-	explain: explainNeighbor,
+	explain: explainNeighborOrBelief,
+}
+
+func explainNeighborOrBelief(c *trace.Case, s *trace.HostState) *explanation {
+	if c.Symptom == trace.SymptomMisled {
+		return explainBelief(c, s)
+	}
+	return explainNeighbor(c, s)
 }
 
 func explainNeighbor(c *trace.Case, s *trace.HostState) *explanation {
