@@ -117,7 +117,7 @@ func (t *Table) misdelivered(p *path, ns trace.Netns, now time.Time) {
 			before = h
 		}
 	}
-	if before == nil || here == nil || here.otherHost || here.at.Before(before.left) || now.Sub(here.at) > rejectionAge {
+	if before == nil || here == nil || here.otherHost || here.at.Before(before.left) || now.Sub(here.at) > neighborAge {
 		return
 	}
 	gone := p.departure(trace.Reply, before)
