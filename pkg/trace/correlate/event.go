@@ -215,12 +215,16 @@ func (t *Table) addReset(ev *trace.Event) {
 	}
 	if ev.Tuple == p.unwanted && !p.answered {
 		t.refuseAstray(p) // the client still waits for the right answer
+		if ev.Hook == trace.HookTransmit && ev.InIndex == 0 {
+			t.misdelivered(p, ev.Netns, ev.Time)
+		}
 		return
 	}
 	if ev.Hook == trace.HookTransmit {
 		p.settle(ev.Netns)
-		if ev.InIndex == 0 {
-			t.misdelivered(p, ev.Netns, ev.Time)
+		if ev.InIndex == 0 && t.misdelivered(p, ev.Netns, ev.Time) {
+			p.unwanted = ev.Tuple // the client still waits, and knows nothing of this
+			return
 		}
 		if ev.InIndex == 0 && p.reject(ev) {
 			t.refuseUntaken(p, ev)

@@ -104,9 +104,9 @@ func (p *path) isLost() bool {
 
 // misdelivered opens a case when an answer is refused by a host that the request
 // did not come from: the host before sent it to the wrong one.
-func (t *Table) misdelivered(p *path, ns trace.Netns, now time.Time) {
+func (t *Table) misdelivered(p *path, ns trace.Netns, now time.Time) bool {
 	if p.answered || p.guessed || len(p.request) == 0 || p.hasPassed(ns) {
-		return
+		return false
 	}
 	var before, here *hop
 	for i := range p.reply {
@@ -118,12 +118,13 @@ func (t *Table) misdelivered(p *path, ns trace.Netns, now time.Time) {
 		}
 	}
 	if before == nil || here == nil || here.otherHost || here.at.Before(before.left) || now.Sub(here.at) > neighborAge {
-		return
+		return false
 	}
 	gone := p.departure(trace.Reply, before)
 	if p.protocol == trace.TCP || p.mayOpen(trace.SymptomVanished, &gone) {
 		t.open(p, trace.SymptomVanished, trace.Reply, &gone)
 	}
+	return true
 }
 
 // hasPassed reports whether the request came through a namespace, or from it.

@@ -94,9 +94,9 @@ func TestDatagramCases(t *testing.T) {
 				s.wait(2 * udpCases)
 			}
 		}, 3, trace.SymptomDrop, trace.Request},
-		"nobody takes it":       {func(s *scene) { s.udpRequest().drop(backend, 2, "NO_SOCKET", "__udp4_lib_rcv") }, 1, trace.SymptomRefused, trace.Request},
-		"nobody takes it, 5.10": {func(s *scene) { s.udpRequest().drop(backend, 2, "", "__udp4_lib_rcv") }, 1, trace.SymptomRefused, trace.Request},
-		"a probe of traceroute": {func(s *scene) { s.udpRequest().ttl(3).drop(backend, 2, "NO_SOCKET", "__udp4_lib_rcv") }, 0, 0, 0},
+		"nobody takes it":               {func(s *scene) { s.udpRequest().drop(backend, 2, "NO_SOCKET", "__udp4_lib_rcv") }, 1, trace.SymptomRefused, trace.Request},
+		"nobody takes it, 5.10":         {func(s *scene) { s.udpRequest().drop(backend, 2, "", "__udp4_lib_rcv") }, 1, trace.SymptomRefused, trace.Request},
+		"a probe of traceroute":         {func(s *scene) { s.udpRequest().ttl(3).drop(backend, 2, "NO_SOCKET", "__udp4_lib_rcv") }, 0, 0, 0},
 		"nobody takes it, 20 hops away": {func(s *scene) { s.udpRequest().ttl(44).drop(backend, 2, "NO_SOCKET", "__udp4_lib_rcv") }, 1, trace.SymptomRefused, trace.Request},
 		"one answer that does not arrive": {func(s *scene) {
 			s.udpRequest()

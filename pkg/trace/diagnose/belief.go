@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"fmt"
+	"net/netip"
 
 	"github.com/replypath/replypath/pkg/trace"
 )
@@ -17,7 +18,7 @@ func misled(c *trace.Case) []trace.Case {
 		s := *c
 		s.Suspect, s.Symptom = true, trace.SymptomMisled
 		return []trace.Case{s}
-	case c.Symptom == trace.SymptomStray && c.Path.Requests <= strayRepeats:
+	case (c.Symptom == trace.SymptomStray || c.Symptom == trace.SymptomSwallowed && c.Direction == trace.Request) && c.Path.Requests <= strayRepeats:
 		if h := lastSender(&c.Path); h != nil {
 			return []trace.Case{suspect(c, trace.SymptomMisled, h)}
 		}
@@ -27,6 +28,23 @@ func misled(c *trace.Case) []trace.Case {
 		}
 	}
 	return nil
+}
+
+// mute is Deaf for IPv6: a host sends its neighbour advertisement by its own
+// entry for who asks (ndisc_send_na, net/ipv6/ndisc.c), and that may be wrong.
+func mute(c *trace.Case, s *trace.HostState) trace.Case {
+	m := *c
+	m.Suspect, m.Symptom, m.Place = true, trace.SymptomMisled, s.NextHopOwner
+	m.Direction = trace.Reply
+	if c.Direction == trace.Reply {
+		m.Direction = trace.Request
+	}
+	m.Event.Netns, m.Event.Device = s.NextHopOwner.Netns, s.NextHopDevice
+	m.Event.InIndex, m.Event.OutIndex, m.Event.Mark = 0, s.NextHopDevice.Index, 0
+	m.Event.Tuple = c.Event.Tuple.Reverse()
+	m.Event.Tuple.Src = netip.AddrPortFrom(s.NextHop.Addr, m.Event.Tuple.Src.Port())
+	m.Arrival, m.Miss = trace.Event{}, trace.Event{}
+	return m
 }
 
 // lastSender returns the hop that a request left last, and came nowhere after it; nil: it ended somewhere.

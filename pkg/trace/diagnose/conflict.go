@@ -12,7 +12,7 @@ var neighborConflict = Rule{
 	Title:    "two machines claim the VIP; traffic went to the wrong one",
 	Severity: trace.Error,
 	Doc: "A host refused, dropped or did not answer a request for an address that it has, and another host on the same link claims the same address and serves the port. Who gets the traffic " +
-		"is then decided by who answered ARP or ND last. Hosts that have the address without claiming it (on lo with arp_ignore, or reached through a route) are not in conflict.",
+		"is then decided by who answered ARP or ND last. Or a reply went to a host that the request had not come through, as it has the address of the next hop, too. Hosts that have the address without claiming it (on lo with arp_ignore, or reached through a route) are not in conflict.",
 	explain: explainConflict,
 }
 

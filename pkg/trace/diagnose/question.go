@@ -182,8 +182,11 @@ func DependsOnNextHop(c *trace.Case, s *trace.HostState) bool {
 // is the source of the packet that waits, where that is the host's own
 // (arp_solicit, net/ipv4/arp.c).
 func Deaf(c *trace.Case, s *trace.HostState) (trace.Case, bool) {
-	if !DependsOnNextHop(c, s) || s.NextHopOwner.Netns == 0 || !s.SrcLocal || c.Event.Tuple.Is6() {
+	if !DependsOnNextHop(c, s) || s.NextHopOwner.Netns == 0 || !s.SrcLocal {
 		return trace.Case{}, false
+	}
+	if c.Event.Tuple.Is6() {
+		return mute(c, s), !c.Asked
 	}
 	d := *c
 	d.Symptom, d.Place = trace.SymptomDeaf, s.NextHopOwner
