@@ -26,7 +26,8 @@ static __always_inline __u64 udp_signature(const struct sk_buff *skb, const stru
 
 	if (!dev)
 		return 0;
-	hash = mix((__u64)netns_of(dev) << 32 | READ_ARGUMENT(dev, ifindex), hook);
+	/* Beside the index, not over it: device 2 received and device 3 transmitted by are two. */
+	hash = mix((__u64)netns_of(dev) << 32 | READ_ARGUMENT(dev, ifindex), (__u64)hook << 24);
 	hash = mix(hash, load32(h->transport));
 
 	if (h->family == AF_INET)

@@ -335,6 +335,9 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		if diagnose.DependsOnContest(c, &s) {
 			s.Contest = i.contest(ctx, c, &s)
 		}
+		if diagnose.DependsOnBelief(c, &s) {
+			s.Believed = i.belief(s.NextHop, q.Place.Netns)
+		}
 		if diagnose.DependsOnNAT(c) {
 			s.NAT = i.natRules(ctx, q)
 		}

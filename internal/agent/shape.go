@@ -123,6 +123,34 @@ func (i *investigator) sender(ctx context.Context, c *trace.Case) (place trace.P
 	return from.Place, s.NextHop.MAC, true
 }
 
+// belief finds out who, of the namespaces linked to one, has the address of its
+// neighbour entry, and who the MAC.
+func (i *investigator) belief(entry trace.Neighbor, near trace.Netns) (b trace.Belief) {
+	linked, err := i.reader.Neighborhood(near)
+	if err != nil {
+		return b
+	}
+	for _, ns := range linked {
+		macs, err := i.reader.MACs(ns)
+		if err != nil {
+			return trace.Belief{} // it may be the one
+		}
+		if device, ok := macs[entry.MAC]; ok {
+			b.Takers = append(b.Takers, trace.Claim{Place: i.places.Place(ns), Device: device, MAC: entry.MAC})
+		}
+		addrs, err := i.reader.Addresses(ns)
+		if err != nil {
+			continue
+		}
+		for _, have := range addrs {
+			if have.Prefix.Addr() == entry.Addr && have.Up && !have.Virtual && have.MAC != "" {
+				b.Holders = append(b.Holders, trace.Claim{Place: i.places.Place(ns), Device: have.Device, MAC: have.MAC, Holder: have.Device, Prefix: have.Prefix})
+			}
+		}
+	}
+	return b
+}
+
 // natRules reads which rules of a namespace translate addresses.
 func (i *investigator) natRules(ctx context.Context, q trace.Question) (found trace.NATRules) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
@@ -183,6 +211,9 @@ func claim(addrs []netstate.Address, a netip.Addr, on trace.Interface) (trace.Cl
 		if have.Device.Index == on.Index {
 			found.MAC = have.MAC
 			held = held || have.Prefix.Addr() == a
+		}
+		if have.Prefix.Addr() == a && (!found.Prefix.IsValid() || have.Device.Index == on.Index) {
+			found.Holder, found.Prefix = have.Device, have.Prefix
 		}
 	}
 	if held {

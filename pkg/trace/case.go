@@ -15,9 +15,10 @@ const (
 	SymptomAstray                          // a host sent a reply to a router that has no way to the client
 	SymptomAsked                           // nothing yet: somebody says that this host is to answer for the packet's destination
 	SymptomMisaddressed                    // an answer came back with another source than the one that was asked
-	SymptomVanished                        // an answer left a host, nobody saw it again, and the request was repeated
+	SymptomVanished                        // a packet left a host, and nobody saw it again, or the wrong host did
 	SymptomUnmatched                       // a packet of a live connection came to a host that does not know it
 	SymptomSwallowed                       // a packet to another MAC came in at a device, nobody saw it again, and the request was repeated
+	SymptomMisled                          // a packet left a host for the MAC address of a neighbour entry, and was lost
 )
 
 // String returns the symptom's name.
@@ -49,6 +50,8 @@ func (s Symptom) String() string {
 		return "unmatched"
 	case SymptomSwallowed:
 		return "swallowed"
+	case SymptomMisled:
+		return "misled"
 	}
 	return "unknown"
 }

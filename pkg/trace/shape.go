@@ -1,5 +1,7 @@
 package trace
 
+import "net/netip"
+
 // Policy is what routing rules make of a packet.
 type Policy struct {
 	Rule string // the rule that sent it to a table other than main, as `ip rule` prints it; "" when none did
@@ -24,6 +26,18 @@ type Claim struct {
 	Device  Device
 	MAC     string
 	Listens bool // a socket there would take the packet
+	// Holder is the device that has the address, and Prefix the address there; of a
+	// host that answers for an address of another device, that one.
+	Holder Device
+	Prefix netip.Prefix
+}
+
+// Drop is what `ip address del` has to be told: the address as it was added.
+func (c *Claim) Drop(a netip.Addr) (address, device string) {
+	if !c.Prefix.IsValid() {
+		return netip.PrefixFrom(a, a.BitLen()).String(), c.Device.Name
+	}
+	return c.Prefix.String(), c.Holder.Name
 }
 
 // Contest is an address that several hosts of one link claim.
@@ -33,6 +47,12 @@ type Contest struct {
 	// Sender is the host on the link that sent the packet, and Believes the MAC of its neighbour entry; zero when not known.
 	Sender   Place
 	Believes string
+}
+
+// Belief is what a neighbour entry says, compared with the linked namespaces.
+type Belief struct {
+	Holders []Claim // those that have the address on a link
+	Takers  []Claim // those with a device that has the entry's MAC
 }
 
 // Narrow is a device with a smaller MTU than what hands it packets.

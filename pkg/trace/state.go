@@ -109,6 +109,8 @@ type HostState struct {
 	Tracked   bool
 	IfTracked []FilterVerdict
 	Switch    SwitchState // with Question.Switched
+	// Believed is who takes the MAC that this host has for its next hop, and who should.
+	Believed Belief
 	// Virtual: the packet's address that this host owns is that of a service, which many hosts may have.
 	Virtual bool
 }

@@ -197,7 +197,7 @@ func (p *path) isBack(ev *trace.Event) bool {
 		return false
 	}
 	if made := p.request[0].in.Index == 0; made {
-		return ev.Hook == trace.HookReceive
+		return ev.Hook == trace.HookReceive && !ev.OtherHost // what is flooded here, it does not get
 	}
 	return ev.Hook == trace.HookTransmit
 }
@@ -215,10 +215,17 @@ func (t *Table) addReset(ev *trace.Event) {
 	}
 	if ev.Tuple == p.unwanted && !p.answered {
 		t.refuseAstray(p) // the client still waits for the right answer
+		if ev.Hook == trace.HookTransmit && ev.InIndex == 0 {
+			t.misdelivered(p, ev.Netns, ev.Time)
+		}
 		return
 	}
 	if ev.Hook == trace.HookTransmit {
 		p.settle(ev.Netns)
+		if ev.InIndex == 0 && t.misdelivered(p, ev.Netns, ev.Time) {
+			p.unwanted = ev.Tuple // the client still waits, and knows nothing of this
+			return
+		}
 		if ev.InIndex == 0 && p.reject(ev) {
 			t.refuseUntaken(p, ev)
 		}

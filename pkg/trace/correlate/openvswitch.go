@@ -53,11 +53,11 @@ func (p *path) isCopy(d trace.Direction, ev *trace.Event) bool {
 }
 
 // watchSwallowed opens a case about a packet to another MAC that was last seen to
-// come in at a device. Open vSwitch takes packets there, and before 6.6 says
+// come in at a device, and reports whether it did. Open vSwitch takes packets there, and before 6.6 says
 // nothing when its flows drop them.
-func (t *Table) watchSwallowed(p *path, repeated time.Time) {
+func (t *Table) watchSwallowed(p *path, repeated time.Time) bool {
 	if p.switchDrops > 0 {
-		return // it does say so
+		return false // it does say so
 	}
 	for _, d := range []trace.Direction{trace.Reply, trace.Request} {
 		hops := *p.hops(d)
@@ -78,7 +78,9 @@ func (t *Table) watchSwallowed(p *path, repeated time.Time) {
 			ev := p.arrival(d, last)
 			ev.OtherHost = true
 			t.open(p, trace.SymptomSwallowed, d, &ev)
+			return true
 		}
-		return
+		return false
 	}
+	return false
 }

@@ -85,6 +85,58 @@ func (p *path) departed(d trace.Direction) *hop {
 	return last
 }
 
+// maxLostRequests is up to which repetition of a request that went from the
+// client nowhere the client's host is asked: many are to machines that are not there.
+const maxLostRequests = 3
+
+// isLost reports whether the request left the host that made it and came to no other.
+func (p *path) isLost() bool {
+	if len(p.request) == 0 || p.request[0].in.Index != 0 || p.requests > maxLostRequests || p.switchDrops > 0 {
+		return false
+	}
+	for i := 1; i < len(p.request); i++ {
+		if !p.request[i].otherHost {
+			return false
+		}
+	}
+	return true
+}
+
+// misdelivered opens a case when an answer is refused by a host that the request
+// did not come from: the host before sent it to the wrong one.
+func (t *Table) misdelivered(p *path, ns trace.Netns, now time.Time) bool {
+	if p.answered || p.guessed || len(p.request) == 0 || p.hasPassed(ns) {
+		return false
+	}
+	var before, here *hop
+	for i := range p.reply {
+		switch h := &p.reply[i]; {
+		case h.netns == ns && h.in.Index != 0 && h.out.Index == 0:
+			here = h
+		case h.netns != ns && !h.otherHost && h.out.Index != 0 && (before == nil || h.left.After(before.left)):
+			before = h
+		}
+	}
+	if before == nil || here == nil || here.otherHost || here.at.Before(before.left) || now.Sub(here.at) > neighborAge {
+		return false
+	}
+	gone := p.departure(trace.Reply, before)
+	if p.protocol == trace.TCP || p.mayOpen(trace.SymptomVanished, &gone) {
+		t.open(p, trace.SymptomVanished, trace.Reply, &gone)
+	}
+	return true
+}
+
+// hasPassed reports whether the request came through a namespace, or from it.
+func (p *path) hasPassed(ns trace.Netns) bool {
+	for i := range p.request {
+		if h := &p.request[i]; h.netns == ns && !h.otherHost {
+			return true
+		}
+	}
+	return false
+}
+
 // latest is when a packet was last seen at the hop.
 func (h *hop) latest() time.Time {
 	if h.left.After(h.at) {
@@ -111,7 +163,7 @@ func (t *Table) watchRepeated(p *path, ev *trace.Event) {
 		t.refuseAstray(p)
 		return
 	}
-	t.watchSwallowed(p, ev.Time)
+	swallowed := t.watchSwallowed(p, ev.Time)
 	if h := p.departed(trace.Reply); h != nil {
 		gone := p.departure(trace.Reply, h)
 		t.open(p, trace.SymptomVanished, trace.Reply, &gone)
@@ -120,7 +172,7 @@ func (t *Table) watchRepeated(p *path, ev *trace.Event) {
 	if len(p.reply) > 0 {
 		return
 	}
-	if p.turnsBack() || p.wentOut() {
+	if p.turnsBack() || p.wentOut() || !swallowed && p.isLost() {
 		t.open(p, trace.SymptomStray, trace.Request, ev)
 	}
 }

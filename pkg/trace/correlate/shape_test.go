@@ -150,3 +150,26 @@ func TestAnswerFromElsewhereIsNoEnd(t *testing.T) {
 		t.Errorf("path: reset %t, %d requests", p.Reset, p.Requests)
 	}
 }
+
+// A host that the request did not come through refuses the answer: the client goes on waiting.
+func TestMisdelivered(t *testing.T) {
+	s := newScene(t, Config{})
+	for range 4 {
+		s.syn(vip, 1).tx(client, 0, 2).rx(backend, 2)
+		s.synack(vip.Reverse(), 1).tx(backend, 0, 2).rx(other, 2)
+		s.send(vip, trace.RST, 2, 0).tx(other, 0, 2).rx(backend, 2)
+		c := s.cases(1)[0]
+		if c.Symptom != trace.SymptomVanished || c.Direction != trace.Reply || c.Place.Netns != backend {
+			t.Errorf("case %s %s in %d", c.Symptom, c.Direction, c.Place.Netns)
+		}
+		s.wait(time.Second)
+	}
+	if p := s.path(); p.Requests != 4 || p.Reset {
+		t.Errorf("path = %+v", p)
+	}
+	refused := newScene(t, Config{})
+	refused.syn(vip, 1).tx(client, 0, 2).rx(backend, 2)
+	refused.synack(vip.Reverse(), 1).tx(backend, 0, 2).rx(client, 2)
+	refused.send(vip, trace.RST, 2, 0).tx(client, 0, 2).rx(backend, 2)
+	refused.cases(0)
+}

@@ -62,6 +62,7 @@ type Table struct {
 	sources  sources
 	recent   *list.List // of *path, most recently active first
 	waits    []waiting
+	underWay []waiting // first answers of UDP, oldest first
 	closings []closing
 	connects connects
 	verdicts verdicts
@@ -134,6 +135,7 @@ func (t *Table) Advance(now time.Time) {
 		t.waits = t.waits[1:]
 		t.checkSilence(w)
 	}
+	t.watchArrivals(now)
 	for len(t.closings) > 0 && now.Sub(t.closings[0].at) >= t.cfg.Linger {
 		p := t.closings[0].path
 		t.closings = t.closings[1:]

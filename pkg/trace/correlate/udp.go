@@ -29,6 +29,11 @@ const (
 	udpStrays = 3
 	// udpUnderWay is how long an answer may be on its way from one namespace to the next.
 	udpUnderWay = 100 * time.Millisecond
+	// udpArrival is how long an answer may be on its way to a client of this node.
+	udpArrival = time.Second
+	// probeLimit is below what every system lets a packet live at first, less the
+	// hops of the longest way: what comes in with less was sent to die on its way.
+	probeLimit = 32
 	// firstEphemeral is the first port that Linux gives to clients (net.ipv4.ip_local_port_range).
 	firstEphemeral = 32768
 )
@@ -232,6 +237,9 @@ func (t *Table) datagram(ev *trace.Event) (*path, trace.Direction) {
 func (t *Table) addDatagram(ev *trace.Event) {
 	p, d := t.datagram(ev)
 	if d == trace.Reply {
+		if p.replied.IsZero() && len(t.underWay) < t.cfg.MaxPaths {
+			t.underWay = append(t.underWay, waiting{path: p, at: ev.Time})
+		}
 		p.replied = ev.Time
 		p.settle(ev.Netns)
 	}
@@ -272,15 +280,37 @@ func (t *Table) watchRepeatedDatagram(p *path, ev *trace.Event) {
 		}
 		return
 	}
-	if h := p.departed(trace.Reply); h != nil {
-		gone := p.departure(trace.Reply, h)
-		if ev.Time.Sub(h.left) > udpUnderWay && p.mayOpen(trace.SymptomVanished, &gone) {
-			t.open(p, trace.SymptomVanished, trace.Reply, &gone)
-		}
+	if p.departed(trace.Reply) != nil {
+		t.watchVanished(p, ev.Time)
 		return
 	}
-	if len(p.reply) == 0 && (p.turnsBack() || p.requests <= udpStrays && p.wentOut()) && p.mayOpen(trace.SymptomStray, ev) {
+	if len(p.reply) == 0 && (p.turnsBack() || p.requests <= udpStrays && (p.wentOut() || p.isLost())) && p.mayOpen(trace.SymptomStray, ev) {
 		t.open(p, trace.SymptomStray, trace.Request, ev)
+	}
+}
+
+// watchVanished opens a case about an answer that left a host and was not seen again.
+func (t *Table) watchVanished(p *path, now time.Time) {
+	h := p.departed(trace.Reply)
+	if h == nil || now.Sub(h.left) <= udpUnderWay {
+		return
+	}
+	gone := p.departure(trace.Reply, h)
+	if p.mayOpen(trace.SymptomVanished, &gone) {
+		t.open(p, trace.SymptomVanished, trace.Reply, &gone)
+	}
+}
+
+// watchArrivals looks what became of the first answers to clients of this node,
+// which may ask only once.
+func (t *Table) watchArrivals(now time.Time) {
+	for len(t.underWay) > 0 && now.Sub(t.underWay[0].at) >= udpArrival {
+		p := t.underWay[0].path
+		t.underWay = t.underWay[1:]
+		if p.element == nil || p.answered || p.guessed || p.astray != nil || len(p.request) == 0 || p.request[0].in.Index != 0 {
+			continue
+		}
+		t.watchVanished(p, now)
 	}
 }
 
@@ -381,12 +411,26 @@ func (t *Table) refuseDatagram(ev *trace.Event) {
 		if p.answered && p.translatedAt(ev.Netns) {
 			t.refuseUnknown(p, ev)
 		}
+		t.misdelivered(p, ev.Netns, ev.Time)
+		return
+	}
+	if isProbe(ev, p) {
 		return
 	}
 	p.settle(ev.Netns)
 	if p.mayOpen(trace.SymptomRefused, ev) {
 		t.open(p, trace.SymptomRefused, trace.Request, ev)
 	}
+}
+
+// isProbe reports a datagram that traceroute sends: to live for so many hops, and
+// to a port on which nobody listens, so that its end answers too.
+func isProbe(ev *trace.Event, p *path) bool {
+	ttl := ev.TTL
+	if h := p.lastArrival(trace.Request, ev.Netns); ttl == 0 && h != nil {
+		ttl = h.ttl
+	}
+	return ttl != 0 && ttl < probeLimit
 }
 
 // refuseAnswer opens a case about an answer that reached the client from elsewhere.

@@ -94,8 +94,20 @@ func TestDatagramCases(t *testing.T) {
 				s.wait(2 * udpCases)
 			}
 		}, 3, trace.SymptomDrop, trace.Request},
-		"nobody takes it":       {func(s *scene) { s.udpRequest().drop(backend, 2, "NO_SOCKET", "__udp4_lib_rcv") }, 1, trace.SymptomRefused, trace.Request},
-		"nobody takes it, 5.10": {func(s *scene) { s.udpRequest().drop(backend, 2, "", "__udp4_lib_rcv") }, 1, trace.SymptomRefused, trace.Request},
+		"nobody takes it":               {func(s *scene) { s.udpRequest().drop(backend, 2, "NO_SOCKET", "__udp4_lib_rcv") }, 1, trace.SymptomRefused, trace.Request},
+		"nobody takes it, 5.10":         {func(s *scene) { s.udpRequest().drop(backend, 2, "", "__udp4_lib_rcv") }, 1, trace.SymptomRefused, trace.Request},
+		"a probe of traceroute":         {func(s *scene) { s.udpRequest().ttl(3).drop(backend, 2, "NO_SOCKET", "__udp4_lib_rcv") }, 0, 0, 0},
+		"nobody takes it, 20 hops away": {func(s *scene) { s.udpRequest().ttl(44).drop(backend, 2, "NO_SOCKET", "__udp4_lib_rcv") }, 1, trace.SymptomRefused, trace.Request},
+		"one answer that does not arrive": {func(s *scene) {
+			s.udpRequest()
+			s.datagram(reply).tx(backend, 0, 2).otherHost().rx(client, 2)
+			s.wait(udpArrival)
+			s.wait(udpArrival)
+		}, 1, trace.SymptomVanished, trace.Reply},
+		"an answer that goes to another machine": {func(s *scene) {
+			s.udpRequest()
+			s.datagram(reply).tx(backend, 0, 2).rx(other, 2).drop(other, 2, "NO_SOCKET", "__udp4_lib_rcv")
+		}, 1, trace.SymptomVanished, trace.Reply},
 		"its client is gone": {func(s *scene) {
 			s.udpRequest()
 			s.datagram(reply).tx(backend, 0, 2).rx(client, 2).drop(client, 2, "NO_SOCKET", "__udp4_lib_rcv")
@@ -108,12 +120,12 @@ func TestDatagramCases(t *testing.T) {
 		"a miss in one of two tables": {func(s *scene) {
 			s.udpRequest()
 			s.miss(backend)
-			s.datagram(reply).tx(backend, 0, 2)
+			s.datagram(reply).tx(backend, 0, 2).rx(client, 2)
 			s.wait(time.Second)
 		}, 0, 0, 0},
 		"misses before answers not told": {func(s *scene) {
 			s.udpRequest()
-			s.datagram(reply).tx(backend, 0, 2)
+			s.datagram(reply).tx(backend, 0, 2).rx(client, 2)
 			s.wait(time.Second / 2)
 			s.miss(backend)
 			s.wait(time.Second)

@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"fmt"
+	"net/netip"
 
 	"github.com/replypath/replypath/pkg/trace"
 )
@@ -11,8 +12,14 @@ var neighborConflict = Rule{
 	Title:    "two machines claim the VIP; traffic went to the wrong one",
 	Severity: trace.Error,
 	Doc: "A host refused, dropped or did not answer a request for an address that it has, and another host on the same link claims the same address and serves the port. Who gets the traffic " +
-		"is then decided by who answered ARP or ND last. Hosts that have the address without claiming it (on lo with arp_ignore, or reached through a route) are not in conflict.",
+		"is then decided by who answered ARP or ND last. Or a reply went to a host that the request had not come through, as it has the address of the next hop, too. Hosts that have the address without claiming it (on lo with arp_ignore, or reached through a route) are not in conflict.",
 	explain: explainConflict,
+}
+
+// disclaim is the command that takes an address from a host.
+func disclaim(c *trace.Claim, a netip.Addr) string {
+	address, device := c.Drop(a)
+	return fmt.Sprintf("%s addr del %s dev %s", ipCommand(a), address, quote(device))
 }
 
 // DependsOnContest reports whether the cause depends on who else on the link
@@ -31,6 +38,9 @@ func DependsOnContest(c *trace.Case, s *trace.HostState) bool {
 }
 
 func explainConflict(c *trace.Case, s *trace.HostState) *explanation {
+	if c.Symptom == trace.SymptomMisled {
+		return explainAttraction(c, s)
+	}
 	if !DependsOnContest(c, s) {
 		return nil
 	}
@@ -54,7 +64,7 @@ func explainConflict(c *trace.Case, s *trace.HostState) *explanation {
 		summary:    fmt.Sprintf("%s and %s both claim %s, and the request went to %s", here, there, vip.Addr(), here),
 		cause: fmt.Sprintf("%s (MAC %s, on %s) and %s (MAC %s, on %s) both answer for %s on the same link. The request for %s went to %s",
 			here, own.MAC, own.Device.Name, there, other.MAC, other.Device.Name, vip.Addr(), vip, here),
-		fix: []string{at(c.Place, "%s addr del %s dev %s", ipCommand(vip.Addr()), host(vip.Addr()), quote(own.Device.Name)) + fmt.Sprintf("   # if %s is to serve it", there)},
+		fix: []string{at(c.Place, "%s", disclaim(own, vip.Addr())) + fmt.Sprintf("   # if %s is to serve it", there)},
 	}
 	if hasListener(s) {
 		e.confidence = trace.Likely

@@ -55,6 +55,8 @@ func seen(c *trace.Case) []trace.Evidence {
 		add(ev.Time, "%s sent the SYN-ACK %s -> %s by %s", name(c.Place), ev.Tuple.Src, ev.Tuple.Dst, ev.Device.Name)
 	case trace.SymptomMisaddressed:
 		add(ev.Time, "the answer came back as %s -> %s, and the client had asked %s", ev.Tuple.Src, ev.Tuple.Dst, c.Path.Server)
+	case trace.SymptomMisled:
+		add(ev.Time, "the %s %s -> %s left %s by %s and was lost", packetName(ev), ev.Tuple.Src, ev.Tuple.Dst, name(c.Place), ev.Device.Name)
 	case trace.SymptomVanished:
 		add(ev.Time, "the answer %s -> %s left %s by %s and was lost", ev.Tuple.Src, ev.Tuple.Dst, name(c.Place), ev.Device.Name)
 	case trace.SymptomSwallowed:

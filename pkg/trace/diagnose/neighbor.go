@@ -11,8 +11,17 @@ var neighborUnresolved = Rule{
 	Title:    "the next hop (or a stale endpoint) does not answer ARP or ND",
 	Severity: trace.Error,
 	Doc: "The route is there, but its next hop does not answer, so the packet waits for a MAC address and is dropped when the kernel gives up (about 3 s by default). " +
-		"Recognised by the drop reason NEIGH_FAILED, for IPv6 by the function neigh_invalidate, and by the entry in the neighbour table.",
-	explain: explainNeighbor,
+		"Recognised by the drop reason NEIGH_FAILED, for IPv6 by the function neigh_invalidate, and by the entry in the neighbour table. " +
+		"Or the entry has a MAC address that its owner does not have: then nobody drops anything, the packet is lost after it has left, and the linked namespaces are asked who has the address. " +
+		"A request is told so only where the entry was made by hand (PERMANENT): of one that was learned, somebody else may answer for the address.",
+	explain: explainNeighborOrBelief,
+}
+
+func explainNeighborOrBelief(c *trace.Case, s *trace.HostState) *explanation {
+	if c.Symptom == trace.SymptomMisled {
+		return explainBelief(c, s)
+	}
+	return explainNeighbor(c, s)
 }
 
 func explainNeighbor(c *trace.Case, s *trace.HostState) *explanation {

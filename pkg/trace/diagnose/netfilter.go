@@ -334,6 +334,8 @@ func nftMatch(c *trace.Case, v *trace.FilterVerdict) string {
 		return fmt.Sprintf("ip6 saddr %s ip6 daddr %s exthdr frag exists", t.Src.Addr(), t.Dst.Addr())
 	case pieces:
 		return fmt.Sprintf("ip saddr %s ip daddr %s ip frag-off \\& 0x3fff != 0", t.Src.Addr(), t.Dst.Addr())
+	case toTunnel(c):
+		return fmt.Sprintf("%s saddr %s %s daddr %s udp dport %d", family, t.Src.Addr(), family, t.Dst.Addr(), t.Dst.Port())
 	case c.Direction != trace.Reply:
 		return fmt.Sprintf("%s daddr %s %s dport %d", family, t.Dst.Addr(), t.Protocol, t.Dst.Port())
 	}
@@ -342,6 +344,12 @@ func nftMatch(c *trace.Case, v *trace.FilterVerdict) string {
 		match += " ct state established"
 	}
 	return match
+}
+
+// toTunnel reports a packet of a tunnel over UDP. What it carries has two
+// directions; it goes to the tunnel's port in both, and each flow within from another.
+func toTunnel(c *trace.Case) bool {
+	return c.Event.Carried.Known() && c.Event.Tuple.Protocol == trace.UDP
 }
 
 // iptablesMatch is nftMatch in the words of iptables.
@@ -357,6 +365,8 @@ func iptablesMatch(c *trace.Case, v *trace.FilterVerdict) string {
 		return fmt.Sprintf("-s %s -d %s -m frag", t.Src.Addr(), t.Dst.Addr())
 	case pieces:
 		return fmt.Sprintf("-s %s -d %s -f", t.Src.Addr(), t.Dst.Addr())
+	case toTunnel(c):
+		return fmt.Sprintf("-p udp -s %s -d %s --dport %d", t.Src.Addr(), t.Dst.Addr(), t.Dst.Port())
 	case c.Direction != trace.Reply:
 		return fmt.Sprintf("-p %s -d %s --dport %d", t.Protocol, t.Dst.Addr(), t.Dst.Port())
 	}

@@ -46,9 +46,10 @@ func TestVIPSentAway(t *testing.T) {
 				c.Event.Tuple.Protocol, c.Path.Protocol, c.Event.Flags = trace.UDP, trace.UDP, 0
 			}
 			suspects := Suspects(&c)
-			if len(suspects) != 1 || suspects[0].Place != be || suspects[0].Symptom != trace.SymptomStray {
+			if len(suspects) != 2 || suspects[0].Symptom != trace.SymptomMisled || suspects[1].Place != be || suspects[1].Symptom != trace.SymptomStray {
 				t.Fatalf("suspects %+v", suspects)
 			}
+			suspects = suspects[1:]
 			if _, asks := Question(&c); asks {
 				t.Error("a question that is repeated is asked about without a suspect")
 			}

@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/replypath/replypath/pkg/trace"
@@ -37,6 +38,8 @@ func Question(c *trace.Case) (trace.Question, bool) {
 			return icmpQuestion(c, q), true
 		}
 		q.In, q.Out = 0, 0 // the packet's own: of the ICMP error about it nothing is asked
+		return q, true
+	case trace.SymptomMisled:
 		return q, true
 	case trace.SymptomVanished:
 		q.Policy = true
@@ -179,8 +182,11 @@ func DependsOnNextHop(c *trace.Case, s *trace.HostState) bool {
 // is the source of the packet that waits, where that is the host's own
 // (arp_solicit, net/ipv4/arp.c).
 func Deaf(c *trace.Case, s *trace.HostState) (trace.Case, bool) {
-	if !DependsOnNextHop(c, s) || s.NextHopOwner.Netns == 0 || !s.SrcLocal || c.Event.Tuple.Is6() {
+	if !DependsOnNextHop(c, s) || s.NextHopOwner.Netns == 0 || !s.SrcLocal {
 		return trace.Case{}, false
+	}
+	if c.Event.Tuple.Is6() {
+		return mute(c, s), !c.Asked
 	}
 	d := *c
 	d.Symptom, d.Place = trace.SymptomDeaf, s.NextHopOwner
@@ -207,7 +213,7 @@ func Suspects(c *trace.Case) []trace.Case {
 		return unmatchedSuspects(c)
 	}
 	if c.Direction == trace.Reply {
-		suspects := replySuspects(c)
+		suspects := slices.Concat(replySuspects(c), misled(c))
 		if a, ok := astray(c); ok {
 			suspects = append(suspects, a)
 		}
@@ -216,7 +222,7 @@ func Suspects(c *trace.Case) []trace.Case {
 	if c.Direction != trace.Request || c.Symptom == trace.SymptomSilence || c.Symptom == trace.SymptomRefused {
 		return nil
 	}
-	var suspects []trace.Case
+	suspects := misled(c)
 	for i := len(c.Path.Request) - 1; i > 0; i-- { // the first hop is the client, or the way in
 		h := &c.Path.Request[i]
 		if h.In.Index == 0 || h.Out.Index == 0 {
