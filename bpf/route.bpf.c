@@ -87,6 +87,19 @@ static __always_inline int emit_miss(const struct lookup *l)
 	return 0;
 }
 
+/* Where there are rules of its own, a host looks into table local first. That an
+ * answer was looked for there is told once for each datagram that is told: a rule
+ * that refuses it, or suppresses the route that was found, shows no other way. */
+static __always_inline bool is_told(struct last_packet *last, __u32 table)
+{
+	if (table != RT_TABLE_LOCAL)
+		return false;
+	if (last->seq)
+		return true;
+	last->seq = 1; /* a datagram has none of its own */
+	return false;
+}
+
 /* emit_udp_miss sends the miss of a lookup for a datagram to somebody from whom one
  * has come: it is made by the process that answers, at any later time. */
 static __always_inline int emit_udp_miss(const struct lookup *l)
@@ -100,6 +113,8 @@ static __always_inline int emit_udp_miss(const struct lookup *l)
 	peer.family = l->hook == HOOK_ROUTE_MISS4 ? AF_INET : AF_INET6;
 	last = bpf_map_lookup_elem(&udp_peers, &peer);
 	if (!last || (l->netns && l->netns != last->netns) || bpf_ktime_get_ns() - last->time > UDP_PEER_NS)
+		return 0;
+	if (is_told(last, l->table))
 		return 0;
 	e = reserve_event(l->hook);
 	if (!e)
@@ -156,7 +171,7 @@ int BPF_PROG(trace_route_miss4, u32 table, const struct flowi4 *fl, const struct
 
 	if (udp)
 		keep_sender(bpf_ntohs(READ_ARGUMENT(fl, uli.ports.sport)), AF_INET);
-	if (!err || table == RT_TABLE_LOCAL)
+	if (!err || (table == RT_TABLE_LOCAL && !udp))
 		return 0;
 	s = BPF_CORE_READ(fl, saddr);
 	d = BPF_CORE_READ(fl, daddr);
@@ -172,6 +187,23 @@ int BPF_PROG(trace_route_miss4, u32 table, const struct flowi4 *fl, const struct
 	return emit_miss(&l);
 }
 
+struct netns_ipv6 {
+	bool fib6_has_custom_rules;
+} __attribute__((preserve_access_index));
+struct net___rules {
+	struct netns_ipv6 ipv6;
+} __attribute__((preserve_access_index));
+
+/* has_rules reports IPv6 routing rules other than the kernel's own. */
+static __always_inline bool has_rules(const struct net *net)
+{
+	const struct net___rules *rules = (const void *)net;
+
+	if (!bpf_core_field_exists(rules->ipv6.fib6_has_custom_rules))
+		return false;
+	return BPF_CORE_READ(rules, ipv6.fib6_has_custom_rules);
+}
+
 SEC("tp_btf/fib6_table_lookup")
 int BPF_PROG(trace_route_miss6, const struct net *net, const struct fib6_result *res, struct fib6_table *table,
 	     const struct flowi6 *fl)
@@ -182,7 +214,7 @@ int BPF_PROG(trace_route_miss6, const struct net *net, const struct fib6_result 
 	if (udp)
 		keep_sender(bpf_ntohs(READ_ARGUMENT(fl, uli.ports.sport)), AF_INET6);
 	l.table = BPF_CORE_READ(table, tb6_id);
-	if (l.table == RT_TABLE_LOCAL)
+	if (l.table == RT_TABLE_LOCAL && !(udp && has_rules(net)))
 		return 0;
 	l.reason = BPF_CORE_READ(res, fib6_type);
 	if (l.reason != RTN_BLACKHOLE && l.reason != RTN_UNREACHABLE && l.reason != RTN_PROHIBIT &&

@@ -67,6 +67,11 @@ func routesUDP(f Family) []Lab {
 		{Name: "blackhole", Topology: overUDP(dsr(f)), Finding: "reply-route-rejected", Direction: trace.Reply, Where: "backend",
 			Title: "a blackhole for the clients of a UDP service", Doc: "The answer fails in sendto().",
 			Faults: []Change{addRoute("backend", Route{To: clients.in(f), Type: "blackhole"})}},
+		{Name: "rule-prohibit", Topology: overUDP(routed(f)), Finding: "reply-route-rejected", Direction: trace.Reply, Where: "server",
+			Title: "a routing rule on a UDP server prohibits the client's network", Doc: "The answer fails in sendto() before any table but local is looked into.",
+			Faults: []Change{addRule("server", f, Rule{Priority: 100, To: clients.in(f), Type: "prohibit"})}},
+		{Name: "healthy-rule", Topology: overUDP(routed(f)), Title: "a UDP server whose routing rule prohibits another network", Doc: "The way to the client is looked for in table local, and found in main.",
+			Setting: []Change{addRule("server", f, Rule{Priority: 100, To: transit.in(f), Type: "prohibit"})}},
 	}
 	if f == IPv4 {
 		labs = append(labs, Lab{Name: "rp-filter-backend", Topology: overUDP(dsrTunnel(f)), Finding: "rp-filter-drop", Direction: trace.Request, Where: "backend",

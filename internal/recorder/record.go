@@ -173,7 +173,9 @@ func (r *record) describe(m *member, f *trace.Finding) {
 			report.Evidence = m.report.Evidence
 		}
 		m.report = &report
-		m.process = f.Path.Process
+		if f.Path.Process.PID != 0 { // of what is repeated after its path was given up, nobody says
+			m.process = f.Path.Process
+		}
 		m.tuples = uniqueTuples(&report.Path)
 		if first := f.Path.First; !first.IsZero() && first.Before(m.first) {
 			m.first = first

@@ -213,6 +213,13 @@ func (t *Table) addReset(ev *trace.Event) {
 			return
 		}
 	}
+	if t.isMadeForServer(p, ev) {
+		if ev.Hook == trace.HookTransmit && ev.InIndex == 0 {
+			p.settle(ev.Netns)
+			p.reject(ev)
+		}
+		return
+	}
 	if ev.Tuple == p.unwanted && !p.answered {
 		t.refuseAstray(p) // the client still waits for the right answer
 		if ev.Hook == trace.HookTransmit && ev.InIndex == 0 {
@@ -232,6 +239,17 @@ func (t *Table) addReset(ev *trace.Event) {
 	}
 	p.reset = true
 	t.close(p, ev)
+}
+
+// isMadeForServer reports a reset in the client's name that a filter on the way back
+// made for the server whose answer it rejects: the client, of whom no answer is known
+// to have come, does not hear of it, and goes on asking.
+func (t *Table) isMadeForServer(p *path, ev *trace.Event) bool {
+	if p.answered || len(p.request) == 0 || p.request[0].netns == ev.Netns {
+		return false
+	}
+	_, d := t.findTuple(ev.Netns, ev.Tuple)
+	return d == trace.Request
 }
 
 func (t *Table) close(p *path, ev *trace.Event) {

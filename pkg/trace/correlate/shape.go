@@ -269,12 +269,26 @@ func (t *Table) watchUnmatched(ev *trace.Event) {
 	t.open(p, trace.SymptomUnmatched, d, &unmatched)
 }
 
+// hidesClient reports a host that gave the request another source, to which the packet comes back.
+func (p *path) hidesClient(ns trace.Netns, packet trace.Tuple) bool {
+	for i := range p.request {
+		h := &p.request[i]
+		if h.netns == ns && h.in.Index != 0 && h.out.Index != 0 && h.arrived.Src != h.tuple.Src && packet.Reverse() == h.tuple {
+			return true
+		}
+	}
+	return false
+}
+
 // expects reports whether a packet has, where its way ends, the addresses that it had in the handshake.
 func (p *path) expects(d trace.Direction, ns trace.Netns, packet trace.Tuple) bool {
 	if len(p.request) == 0 || len(p.reply) == 0 {
 		return true // not enough was seen to tell
 	}
 	if d == trace.Reply {
+		if p.hidesClient(ns, packet) {
+			return false
+		}
 		first := &p.request[0]
 		return first.in.Index != 0 || first.netns != ns || packet.Reverse() == first.tuple
 	}

@@ -173,3 +173,43 @@ func TestMisdelivered(t *testing.T) {
 	refused.send(vip, trace.RST, 2, 0).tx(client, 0, 2).rx(backend, 2)
 	refused.cases(0)
 }
+
+// A balancer that hides the client behind its own address gets the server's packets
+// itself once its entry is gone, and refuses them.
+func TestUnmatchedBehindSourceNAT(t *testing.T) {
+	hidden := tcp("10.1.0.1:40000", "10.1.0.20:8080")
+	for name, tt := range map[string]struct {
+		packet trace.Tuple
+		want   int
+	}{
+		"to the address that the client is hidden behind": {hidden.Reverse(), 1},
+		"to another port of it":                           {tcp("10.1.0.20:8080", "10.1.0.1:40001"), 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t, Config{})
+			s.syn(taken, 100).tx(client, 0, 2).rx(lb, 2).nat(hidden).tx(lb, 2, 3).rx(backend, 2)
+			s.synack(hidden.Reverse(), 100).tx(backend, 0, 2).rx(lb, 3).nat(taken.Reverse()).tx(lb, 3, 2).rx(client, 2)
+			s.send(tt.packet.Reverse(), trace.RST, 7, 0).tx(lb, 0, 3)
+			for _, c := range s.cases(tt.want) {
+				if c.Symptom != trace.SymptomUnmatched || c.Direction != trace.Reply {
+					t.Errorf("case %s %s", c.Symptom, c.Direction)
+				}
+			}
+		})
+	}
+}
+
+// A filter that rejects the server's answer tells the server in the client's name:
+// the exchange goes on, as the client's repetition shows.
+func TestRejectedAnswerIsNoEnd(t *testing.T) {
+	s := newScene(t, Config{})
+	s.syn(taken, 100).tx(client, 0, 2).rx(backend, 2)
+	s.send(taken, trace.RST, 101, 0).tx(backend, 0, 1).rx(backend, 1)
+	s.synack(taken.Reverse(), 100).drop(backend, 0, "NETFILTER_DROP", "nft_do_chain")
+	s.wait(3 * time.Second)
+	s.syn(taken, 100).tx(client, 0, 2)
+	s.cases(1)
+	if p := s.path(); p.Reset || p.Requests != 2 {
+		t.Errorf("path: reset %t, %d requests", p.Reset, p.Requests)
+	}
+}

@@ -258,6 +258,9 @@ func (t *Table) addDatagram(ev *trace.Event) {
 	if !p.answered && p.isAstray(ev) {
 		astray := *ev
 		p.astray = &astray
+		if p.isUnrestored(ev.Tuple) && p.mayOpen(trace.SymptomMisaddressed, ev) {
+			t.refuseAstray(p)
+		}
 		return
 	}
 	if !p.answered && p.isBack(ev) {
@@ -456,6 +459,19 @@ func (t *Table) refuseUnknown(p *path, ev *trace.Event) {
 	if p.mayOpen(trace.SymptomUnmatched, ev) {
 		t.open(p, trace.SymptomUnmatched, trace.Reply, ev)
 	}
+}
+
+// isUnrestored reports an answer whose source is what a host on the way had put in
+// place of the address that the client asked: no server can have meant that, so it
+// needs no repeated question to be a fault.
+func (p *path) isUnrestored(answer trace.Tuple) bool {
+	for i := range p.request {
+		h := &p.request[i]
+		if !h.otherHost && h.in.Index != 0 && h.out.Index != 0 && h.tuple.Dst == answer.Src && h.arrived.Dst.Addr() != answer.Src.Addr() {
+			return true
+		}
+	}
+	return false
 }
 
 // translatedAt reports whether a namespace gave the request other addresses.

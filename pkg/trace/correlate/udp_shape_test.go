@@ -35,6 +35,10 @@ func TestDatagramShapes(t *testing.T) {
 			s.udpRequest()
 		}, 1, trace.SymptomMisaddressed, trace.Reply},
 		"an answer from elsewhere that is taken": {func(s *scene) { s.udpRequest(); astray(s); s.wait(time.Second) }, 0, 0, 0},
+		"an answer that went around the host that translates": {func(s *scene) {
+			s.datagram(ask).tx(client, 0, 2).rx(lb, 2).nat(pod).tx(lb, 2, 3).rx(backend, 2)
+			s.datagram(pod.Reverse()).tx(backend, 0, 2).rx(client, 2)
+		}, 1, trace.SymptomMisaddressed, trace.Reply},
 		"an answer from another port, and the question again": {func(s *scene) {
 			s.udpRequest()
 			s.datagram(udp("203.0.113.80:6969", "198.51.100.7:41822")).tx(backend, 0, 2).rx(client, 2)

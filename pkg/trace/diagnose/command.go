@@ -84,7 +84,10 @@ func showPrefix(p netip.Prefix) string {
 }
 
 // Routing tables of include/uapi/linux/rtnetlink.h.
-const tableMain = 254
+const (
+	tableMain  = 254
+	tableLocal = 255
+)
 
 // showTable names a routing table as ip-route(8) does.
 func showTable(t uint32) string {

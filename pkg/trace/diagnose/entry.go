@@ -11,7 +11,7 @@ var conntrackEntryLost = Rule{
 	Title:    "NAT state vanished under a live connection",
 	Severity: trace.Error,
 	Doc: "The handshake (of UDP: the question) was translated by a host on the way, and a later packet of the same connection arrived without translation, or at another host, and was refused with a reset or dropped " +
-		"as INVALID: the connection tracking entry of the host that translates is gone (flushed, timed out, evicted, or lost in a failover). Recognised by the reset and by the addresses that the " +
+		"as INVALID, or had no route with the addresses that the NAT should have replaced: the connection tracking entry of the host that translates is gone (flushed, timed out, evicted, or lost in a failover). Recognised by the reset and by the addresses that the " +
 		"handshake had at each host; for UDP by an answer that no socket took, after others that were. A connection that nobody translates, or that its own end has closed, is none of these.",
 	explain: explainEntryLost,
 }
@@ -30,11 +30,11 @@ func unmatchedSuspects(c *trace.Case) []trace.Case {
 		}
 		return []trace.Case{s}
 	}
-	return nil
+	return hiders(c)
 }
 
 func explainEntryLost(c *trace.Case, s *trace.HostState) *explanation {
-	lost := c.Suspect && c.Symptom == trace.SymptomUnmatched || isInvalidMidway(c)
+	lost := c.Suspect && c.Symptom == trace.SymptomUnmatched || isInvalidMidway(c) || isUntranslated(c)
 	h := requestAt(&c.Path, c.Place.Netns)
 	if !lost || h == nil || !translates(h) {
 		return nil
@@ -75,3 +75,31 @@ func isInvalidMidway(c *trace.Case) bool {
 	return c.Symptom == trace.SymptomDrop && isNetfilterDrop(c) && c.Path.Answered && !ev.Conntrack.Known() && ev.Conntrack.Info == 0 &&
 		!ev.Flags.Has(trace.SYN) && !ev.Flags.Has(trace.RST) && !ev.Flags.Has(trace.FIN)
 }
+
+// isUntranslated reports a packet, after the handshake, that died where the handshake
+// was translated, with the addresses that it came with: it was routed by what the NAT
+// was to replace, or tracked anew. What is a proxy of the host's own (IPVS) looks the
+// same to filters, which is why these count only for a packet that is new to conntrack.
+func isUntranslated(c *trace.Case) bool {
+	ev := &c.Event
+	h := requestAt(&c.Path, c.Place.Netns)
+	if c.Symptom != trace.SymptomDrop || c.Suspect || !c.Path.Answered || h == nil || !translates(h) ||
+		ev.Tuple.Protocol != trace.TCP || ev.Flags == 0 || ev.Flags.Has(trace.SYN) || ev.InIndex == 0 || !ev.HasRoute {
+		return false
+	}
+	came, replaced := h.Arrived, h.Tuple.Dst != h.Arrived.Dst
+	if c.Direction == trace.Reply {
+		came, replaced = h.Tuple.Reverse(), h.Tuple.Src != h.Arrived.Src
+	}
+	if ev.Tuple != came {
+		return false
+	}
+	if isNetfilterDrop(c) {
+		ct := &ev.Conntrack
+		return ct.Known() && ct.Info == conntrackNew && ct.Reply == ct.Original.Reverse()
+	}
+	return replaced && (isRoutingDrop(ev) || isNeighborDrop(ev))
+}
+
+// conntrackNew is IP_CT_NEW of include/uapi/linux/netfilter/nf_conntrack_common.h.
+const conntrackNew = 2

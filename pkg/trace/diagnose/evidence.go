@@ -22,7 +22,9 @@ func seen(c *trace.Case) []trace.Evidence {
 	if a := &c.Arrival; a.Hook == trace.HookReceive && !ev.Carried.Known() {
 		add(a.Time, "%s %s -> %s came in on %s of %s", packetName(a), a.Tuple.Src, a.Tuple.Dst, a.Device.Name, name(c.Place))
 	}
-	if m := &c.Miss; m.Hook != trace.HookUnknown {
+	if m := &c.Miss; m.Hook != trace.HookUnknown && m.Table == tableLocal {
+		add(m.Time, "the way %s -> %s was looked for in %s", m.Tuple.Src.Addr(), m.Tuple.Dst.Addr(), name(c.Place))
+	} else if m.Hook != trace.HookUnknown {
 		add(m.Time, "route lookup %s -> %s failed in %s (%s, table %s)", m.Tuple.Src.Addr(), m.Tuple.Dst.Addr(),
 			name(c.Place), missText(m.Errno), showTable(m.Table))
 	}

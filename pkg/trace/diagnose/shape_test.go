@@ -3,6 +3,7 @@ package diagnose
 import (
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/replypath/replypath/pkg/trace"
@@ -272,5 +273,70 @@ func checkWords(t *testing.T, f *trace.Finding) {
 		if strings.Contains(text, "%!") || strings.Contains(text, "invalid ") {
 			t.Errorf("badly put: %q", text)
 		}
+	}
+}
+
+// What a host that translated the handshake drops untranslated, says that its entry is gone.
+func TestUntranslated(t *testing.T) {
+	hidden := tuple("10.2.0.1:41822", "10.2.0.20:8080")
+	translated := func(to trace.Tuple) trace.Path {
+		p := exchange(to, throughHop(be, trace.Tuple{}, to.Reverse(), true), throughHop(balancerPlace, to.Reverse(), vip4.Reverse(), true))
+		p.Answered = true
+		return p
+	}
+	drop := trace.Event{Time: now, Netns: balancerPlace.Netns, Hook: trace.HookDrop, Tuple: vip4, Flags: trace.ACK, InIndex: 2, HasRoute: true, Reason: "IP_INNOROUTES", Symbol: "ip_error"}
+	for name, tt := range map[string]struct {
+		p      trace.Path
+		d      trace.Direction
+		change func(*trace.Event)
+		want   bool
+	}{
+		"no route for what NAT should have replaced": {translated(behind), trace.Request, func(*trace.Event) {}, true},
+		"a new request":            {translated(behind), trace.Request, func(ev *trace.Event) { ev.Flags = trace.SYN }, false},
+		"translated, and no route": {translated(behind), trace.Request, func(ev *trace.Event) { ev.Tuple = behind }, false},
+		"never translated":         {translated(vip4), trace.Request, func(*trace.Event) {}, false},
+		"tracked anew, and filtered": {translated(behind), trace.Request, func(ev *trace.Event) {
+			ev.Reason, ev.Conntrack = "NETFILTER_DROP", trace.Conntrack{Original: vip4, Reply: vip4.Reverse(), Info: conntrackNew}
+		}, true},
+		"established, and filtered": {translated(behind), trace.Request, func(ev *trace.Event) {
+			ev.Reason, ev.Conntrack = "NETFILTER_DROP", trace.Conntrack{Original: vip4, Reply: vip4.Reverse()}
+		}, false},
+		"an answer to an address that nobody has": {translated(hidden), trace.Reply, func(ev *trace.Event) { ev.Tuple = hidden.Reverse() }, true},
+		"an answer to the client itself":          {translated(behind), trace.Reply, func(ev *trace.Event) { ev.Tuple = behind.Reverse() }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := trace.Case{Symptom: trace.SymptomDrop, Direction: tt.d, Place: balancerPlace, Event: drop, Path: tt.p}
+			tt.change(&c.Event)
+			f, ok := Explain(&c, &trace.HostState{Onward: trace.Lookup{Done: true, Errno: syscall.ENETUNREACH}})
+			if got := ok && f.ID == "conntrack-entry-lost"; got != tt.want || got && f.Direction != tt.d {
+				t.Errorf("finding %s %s", f.ID, f.Direction)
+			}
+		})
+	}
+}
+
+// A host that let the SYN-ACK pass, and hides what follows behind an address of its own.
+func TestHider(t *testing.T) {
+	p := exchange(vip4, throughHop(be, trace.Tuple{}, vip4.Reverse(), true), throughHop(otherPlace, vip4.Reverse(), vip4.Reverse(), true),
+		throughHop(clientPlace, vip4.Reverse(), vip4.Reverse(), false))
+	p.Request[1] = throughHop(balancerPlace, vip4, vip4, true)
+	p.Answered = true
+	c := back(p, trace.SymptomUnmatched)
+	c.Event.Tuple = tuple("10.9.9.1:80", vip4.Src.String())
+	suspects := Suspects(&c)
+	if len(suspects) != 1 || suspects[0].Place != otherPlace {
+		t.Fatalf("suspects %+v", suspects)
+	}
+	if f, ok := Explain(&suspects[0], &trace.HostState{}); ok {
+		t.Errorf("%s of a host that does not have the address", f.ID)
+	}
+	f, ok := Explain(&suspects[0], &trace.HostState{SrcLocal: true})
+	if !ok || f.ID != "reply-wrong-source" || f.Direction != trace.Reply || f.Where.Place != otherPlace {
+		t.Fatalf("finding %+v", f)
+	}
+	checkWords(t, &f)
+	c.Event.Tuple = vip4.Reverse()
+	if s := Suspects(&c); len(s) > 0 {
+		t.Errorf("an answer with the right source: %d suspects", len(s))
 	}
 }

@@ -17,6 +17,9 @@ var replyWrongSource = Rule{
 }
 
 func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
+	if e := explainHider(c, s); e != nil {
+		return e
+	}
 	if c.Symptom != trace.SymptomMisaddressed || !c.Suspect {
 		return nil
 	}
@@ -114,4 +117,56 @@ func explainBypass(e *explanation, c *trace.Case, s *trace.HostState, f *sourceF
 	e.fix = append(hide, fmt.Sprintf("# or route replies of %s to %s through %s", answering, c.Path.Client.Addr(), here))
 	e.verify = append(e.verify, at(c.Path.Reply[0].Place, "%s route get %s from %s", ipCommand(backend.Addr()), c.Path.Client.Addr(), f.got.Src.Addr())+
 		fmt.Sprintf("   # where replies go without source NAT: must lead to %s", here))
+}
+
+// hiders are the hosts that may have changed the source of answers after the
+// handshake, which they let pass: the reset that refuses one shows its source.
+func hiders(c *trace.Case) []trace.Case {
+	if c.Direction != trace.Reply || c.Suspect || c.Event.Tuple.Src == c.Path.Server {
+		return nil
+	}
+	var suspects []trace.Case
+	for i := range c.Path.Reply {
+		h := &c.Path.Reply[i]
+		if h.Bridged || h.In.Index == 0 || h.Out.Index == 0 || h.Arrived != h.Tuple {
+			continue
+		}
+		s := suspect(c, trace.SymptomUnmatched, h)
+		s.Event.Tuple, s.Event.InIndex = c.Event.Tuple, 0
+		suspects = append(suspects, s)
+	}
+	return suspects
+}
+
+// explainHider tells of a host that lets the SYN-ACK pass, as conntrack has seen no
+// SYN and NAT leaves alone what is INVALID, and takes what follows for a new connection
+// whose source it is to hide behind an address of its own.
+func explainHider(c *trace.Case, s *trace.HostState) *explanation {
+	h := replyAt(&c.Path, c.Place.Netns)
+	if c.Symptom != trace.SymptomUnmatched || !c.Suspect || c.Direction != trace.Reply || !s.SrcLocal || h == nil || h.Arrived != h.Tuple {
+		return nil
+	}
+	here, right, got := name(c.Place), h.Tuple.Src, c.Event.Tuple.Src
+	return &explanation{
+		confidence: trace.Likely,
+		direction:  trace.Reply,
+		device:     h.Out.Name,
+		fault:      fmt.Sprintf("%d %s", changed, c.Path.Server),
+		summary:    fmt.Sprintf("%s changed the reply's source from %s to %s", here, right, got),
+		cause: fmt.Sprintf("The SYN-ACK from %s passed %s as it was, and a later packet of the same connection came to the client from %s, an address of %s: source NAT there takes replies too. "+
+			"It let the SYN-ACK alone, as its connection tracking had not seen the SYN.", right, here, got, here),
+		fix:      []string{"# " + listRules(c, s, "") + fmt.Sprintf("   # exempt the source %s from source NAT, or let requests pass %s (tracked) too", right, here)},
+		verify:   []string{fmt.Sprintf("# repeat the request: the reply must reach %s from %s", c.Path.Client.Addr(), c.Path.Server)},
+		evidence: []trace.Evidence{state(s, "the client refused a packet from %s with a reset; the SYN-ACK had come from %s", got, right)},
+	}
+}
+
+// replyAt returns the hop of the reply in a namespace, or nil.
+func replyAt(p *trace.Path, ns trace.Netns) *trace.Hop {
+	for i := range p.Reply {
+		if h := &p.Reply[i]; h.Place.Netns == ns {
+			return h
+		}
+	}
+	return nil
 }
