@@ -214,7 +214,7 @@ func (t *Table) addReset(ev *trace.Event) {
 		}
 	}
 	if t.isMadeForServer(p, ev) {
-		if ev.Hook == trace.HookTransmit && ev.InIndex == 0 {
+		if ev.Hook == trace.HookTransmit && ev.InIndex == 0 && !t.misdelivered(p, ev.Netns, ev.Time) {
 			p.settle(ev.Netns)
 			p.reject(ev)
 		}
@@ -242,7 +242,7 @@ func (t *Table) addReset(ev *trace.Event) {
 }
 
 // isMadeForServer reports a reset in the client's name that a filter on the way back
-// made for the server whose answer it rejects: the client, of whom no answer is known
+// made for the server whose answer it rejects, or a host that the answer was misdelivered to: the client, of whom no answer is known
 // to have come, does not hear of it, and goes on asking.
 func (t *Table) isMadeForServer(p *path, ev *trace.Event) bool {
 	if p.answered || len(p.request) == 0 || p.request[0].netns == ev.Netns {
