@@ -82,6 +82,7 @@ func TestUnboundServer(t *testing.T) {
 		"bound to nothing, repeated":  {socket("0.0.0.0:80"), false, trace.Likely, "bound to no address"},
 		"not known":                   {nil, true, trace.Likely, "bound to no address"},
 		"bound to what was asked for": {socket("203.0.113.80:80"), true, trace.Certain, "something in be rewrites"},
+		"bound to it, nobody refused": {socket("203.0.113.80:80"), false, 0, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := back(p, trace.SymptomMisaddressed)
@@ -92,6 +93,12 @@ func TestUnboundServer(t *testing.T) {
 				t.Errorf("asks %+v", q)
 			}
 			f, ok := Explain(&s, &trace.HostState{Sockets: tt.sockets})
+			if tt.want == 0 {
+				if ok {
+					t.Errorf("a server that answers from another socket: %+v", f)
+				}
+				return
+			}
 			if !ok || f.ID != "reply-wrong-source" || f.Where.Place != be || f.Confidence != tt.want || !strings.Contains(f.Cause, tt.cause) {
 				t.Errorf("found %+v", f)
 			}

@@ -58,6 +58,9 @@ func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
 			explainUnbound(e, c, s, &f, here)
 			break
 		}
+		if f.got.Protocol == trace.UDP && !c.Rejected {
+			return nil // a server may answer from another of its sockets on purpose (RFC 8489), and nobody refused it
+		}
 		e.summary = fmt.Sprintf("%s answered from %s instead of %s", here, f.got.Src, f.want.Src)
 		e.cause = fmt.Sprintf("The request reached %s for %s, and the reply left it from %s: something in %s rewrites its source.", here, f.want.Src, f.got.Src, here)
 		if f.direct {
