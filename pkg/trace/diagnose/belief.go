@@ -10,7 +10,7 @@ import (
 // misled returns the case of the host that sent the case's packet to where it was
 // lost: the MAC address that it has for its next hop may be another's.
 func misled(c *trace.Case) []trace.Case {
-	if c.Asked {
+	if c.Asked || intoTunnel(c) {
 		return nil
 	}
 	switch {
@@ -28,6 +28,21 @@ func misled(c *trace.Case) []trace.Case {
 		}
 	}
 	return nil
+}
+
+// intoTunnel reports whether the packet was sent into a tunnel: what becomes of
+// it there the outer packet tells.
+func intoTunnel(c *trace.Case) bool {
+	hops := c.Path.Request
+	if c.Direction == trace.Reply {
+		hops = c.Path.Reply
+	}
+	for i := range hops {
+		if hops[i].OutTunnel != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // mute is Deaf for IPv6: a host sends its neighbour advertisement by its own

@@ -100,3 +100,14 @@ func TestMisledToStranger(t *testing.T) {
 	}
 	t.Error("the sender is not asked")
 }
+
+// What is lost in a tunnel the outer packet tells.
+func TestMisledIntoTunnel(t *testing.T) {
+	c := request(trace.SymptomStray, vip4)
+	c.Path = exchange(vip4)
+	c.Path.Request = c.Path.Request[:1]
+	c.Path.Request[0].OutTunnel = "vxlan"
+	if s := misled(&c); len(s) > 0 {
+		t.Errorf("asks %s", s[0].Place.Name)
+	}
+}
