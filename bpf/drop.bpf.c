@@ -94,6 +94,7 @@ int trace_drop(__u64 *ctx)
 	name_symbol(seen.symbol);
 	if (!find_headers(&h, skb, false) && !find_headers(&h, skb, true))
 		return drop_unbuilt(&seen, skb);
+	forget(&h, sizeof(h));
 	if (emit_tunnel(&seen, skb, &h))
 		return 0;
 	/* With its question: a query that is dropped before it leaves was seen nowhere else. */

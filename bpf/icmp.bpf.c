@@ -18,5 +18,6 @@ int BPF_PROG(trace_icmp_sent, const struct sk_buff *skb, int type, int code)
 
 	if (!skb || !find_headers(&h, skb, false))
 		return 0;
+	forget(&h, sizeof(h));
 	return emit_skb(&seen, skb, &h);
 }

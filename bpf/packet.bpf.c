@@ -173,8 +173,6 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 		dns = dns && !is_group(skb, &h) && find_payload(&message, skb, &h);
 		if (alone && !dns)
 			return 0;
-		if (hook == HOOK_RECEIVE && !alone)
-			keep_peer(skb, &h);
 	} else if (is_icmp(&h)) {
 		if (h.left < 8 || !is_icmp_error(&h, load8(h.transport)))
 			return 0;
@@ -182,6 +180,8 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 	} else {
 		return 0;
 	}
+	forget(&h, sizeof(h));
+	forget(&message, sizeof(message));
 	if (hook == HOOK_RECEIVE && h.protocol == IPPROTO_TCP && !alone) {
 		__u32 zero = 0;
 		struct last_packet *last = bpf_map_lookup_elem(&last_packets, &zero);
@@ -193,6 +193,8 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 			last->tcp_flags = flags;
 		}
 	}
+	if (hook == HOOK_RECEIVE && h.protocol == IPPROTO_UDP && !alone)
+		keep_peer(skb, &h);
 	if (dns && !message.readable) {
 		count_loss(LOSS_DNS_PAGED);
 		dns = false;

@@ -418,6 +418,13 @@ static __always_inline bool find_headers(struct headers *h, const struct sk_buff
 	return find_transport(h, p, linear);
 }
 
+/* forget makes the verifier forget what it knows of a value: it looked at all that
+ * follows once for each way that a header can be found by, of which there are many. */
+static __always_inline void forget(void *value, __u32 size)
+{
+	bpf_probe_read_kernel(value, size, value);
+}
+
 /* The most that headers take, with options and extensions, as far as they are followed. */
 #define HEADERS_MAX 256
 

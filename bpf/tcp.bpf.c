@@ -84,5 +84,6 @@ int trace_reset_sent(__u64 *ctx)
 		seen.reason = -2;
 	if (!skb || !find_headers(&h, skb, false))
 		return sk ? emit_sock(HOOK_RESET_SENT, &sk->__sk_common, sk) : 0;
+	forget(&h, sizeof(h));
 	return emit_skb(&seen, skb, &h);
 }

@@ -28,6 +28,8 @@ const (
 	defaultServer = "unix:///run/replypath/agent.sock"
 	// dialTimeout bounds the look whether an agent listens.
 	dialTimeout = 3 * time.Second
+	// greetTimeout bounds the wait for an agent that listens, and still attaches its programs.
+	greetTimeout = 15 * time.Second
 	// answerTimeout bounds one question to an agent.
 	answerTimeout = 30 * time.Second
 	// maxMessage bounds one message from an agent, in bytes.
@@ -233,7 +235,7 @@ func (s *server) credentials() (credentials.TransportCredentials, error) {
 }
 
 func newConn(target string, creds credentials.TransportCredentials, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
-	opts = append(opts, grpc.WithTransportCredentials(creds), grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: dialTimeout}),
+	opts = append(opts, grpc.WithTransportCredentials(creds), grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: greetTimeout}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 	return grpc.NewClient(target, opts...)
 }
