@@ -133,7 +133,7 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 	struct dns_payload message = {};
 	struct headers h = {};
 	bool alone = false, dns;
-	__u8 flags;
+	__u8 flags = 0;
 
 	if (!skb)
 		return 0;

@@ -51,7 +51,7 @@ func run(t *testing.T, command ...string) answer {
 func start(t *testing.T, command ...string) (wait func() answer) {
 	done := make(chan answer, 1)
 	go func() {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 		var stdout, stderr bytes.Buffer
