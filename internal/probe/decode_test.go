@@ -24,6 +24,7 @@ func testDecoder() *decoder {
 func fixedSymbols(table *symbolTable) *symbols {
 	s := newSymbols(nil)
 	s.table, s.read = table, time.Now()
+	s.modules, _ = readModules()
 	return s
 }
 

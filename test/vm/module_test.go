@@ -50,6 +50,12 @@ func TestSwitchAppearsLater(t *testing.T) {
 	if _, err := os.Stat("/sys/module/openvswitch"); err == nil {
 		t.Fatal("openvswitch is loaded already")
 	}
+	t.Cleanup(func() {
+		// With it, older kernels put fragments together in all namespaces.
+		if out, err := exec.Command("modprobe", "-r", "openvswitch").CombinedOutput(); err != nil {
+			t.Errorf("modprobe -r openvswitch: %v: %s", err, out)
+		}
+	})
 	server := startAgent(t)
 	before := statusOf(t, server...)
 	if h, found := before.named(hook); before.Tier == "plus" && (!found || h.State != "absent" || h.Reason != "module openvswitch is not loaded; attached when it is") {
