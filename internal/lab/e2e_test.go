@@ -116,6 +116,9 @@ func TestTraceRules(t *testing.T) {
 				t.Fatalf("no lab %s", name)
 			}
 			r := run(t.Context(), cli, "", name, "--trace-rules")
+			if r.exit == 3 && strings.Contains(r.stderr, "cannot tie an nftables table to its owner") {
+				t.Skip("this kernel cannot tie an nftables table to its owner")
+			}
 			check(t, l, r)
 			if len(r.findings) == 1 && !strings.Contains(fmt.Sprintf("%s", r.findings[0].Evidence), "nftables' own trace: ") {
 				t.Errorf("nftables did not tell: %s\n%s", r.findings[0].Evidence, r.stderr)

@@ -459,9 +459,13 @@ func (tt *trial) judge(t *testing.T, a answer) {
 // TestUncheckedIsNotSound asks as somebody who may read no rules: that must not read as success.
 func TestUncheckedIsNotSound(t *testing.T) {
 	needRoot(t)
-	cli := buildCLI(t)
-	if os.Getenv("REPLYPATH_BIN") != "" {
-		t.Skip("REPLYPATH_BIN may be where others cannot go")
+	program, err := os.ReadFile(buildCLI(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cli := filepath.Join(t.TempDir(), "replypath") // what was built may be where others cannot go
+	if err := os.WriteFile(cli, program, 0o755); err != nil {
+		t.Fatal(err)
 	}
 	for dir := filepath.Dir(cli); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil {
