@@ -122,7 +122,7 @@ func TestCompare(t *testing.T) {
 }
 
 func TestNoResult(t *testing.T) {
-	lab := labResult{Lab: "x", Finding: "reply-no-route", Confidence: "certain", OK: true}
+	lab := labResult{Lab: "x", Finding: "reply-route-rejected", Confidence: "certain", OK: true}
 	for name, change := range map[string]func(*labResult){
 		"wrong":           func(l *labResult) { l.OK = false },
 		"unknown":         func(l *labResult) { l.Finding = "nonsense" },
