@@ -52,7 +52,7 @@ func attractionLabs(f Family, over func(Topology) Topology) []Lab {
 			Title: "another machine has the client's address, and gets its replies", Doc: "It refuses them.",
 			Faults: []Change{addAddress("spare", own), know("server", "spare", servers.addr(f, 7))}},
 		{Name: "healthy-conflict-client", Topology: over(strangers(f)), Title: "another machine has the client's address, and nobody believes it",
-			Doc:     "The server's entry for the client is right.",
+			Doc: "The server's entry for the client is right.", Unforeseen: "two machines have the client's address: which one is meant cannot be told",
 			Setting: []Change{addAddress("spare", own), know("server", "client", servers.addr(f, 7)), know("client", "server", servers.addr(f, 20))}},
 	}
 }
