@@ -1,7 +1,6 @@
 package check
 
 import (
-	"fmt"
 	"net/netip"
 	"os"
 	"strings"
@@ -437,6 +436,3 @@ func (s *step) remember() {
 	}
 	s.tracks[s.at.netns] = append(s.tracks[s.at.netns], trace.Conntrack{Original: s.before, Reply: s.packet.tuple.Reverse()})
 }
-
-// String is for tests.
-func (p position) String() string { return fmt.Sprintf("%d/%d", p.netns, p.in) }

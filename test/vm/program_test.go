@@ -39,7 +39,7 @@ type answer struct {
 	err     error // it could not be run
 }
 
-// run runs a command until it ends, for a minute at most.
+// run runs a command until it ends, for two minutes at most: an emulated machine needs some seconds to load the programs.
 func run(t *testing.T, command ...string) answer {
 	t.Helper()
 	a := start(t, command...)()
