@@ -280,9 +280,7 @@ func (r *run) explainOr(c *trace.Case, s *trace.HostState, other string) {
 		r.tried = c
 		return
 	}
-	c.Asked, c.Path = true, r.answer.Path
-	c.Path.Request, c.Path.Reply = slices.Clone(c.Path.Request), slices.Clone(c.Path.Reply)
-	f, ok := agent.Foretell(r.ctx, r.node, r.reader, r.places, c)
+	f, ok := r.foretell(c)
 	if !ok {
 		f, ok = diagnose.Explain(c, s)
 		f.Where.Node = r.node
@@ -291,6 +289,18 @@ func (r *run) explainOr(c *trace.Case, s *trace.HostState, other string) {
 		r.answer.Unread = append(r.answer.Unread, other)
 		return
 	}
+	r.tell(f)
+}
+
+// foretell is what the agent would make of a case, with the path up to here.
+func (r *run) foretell(c *trace.Case) (trace.Finding, bool) {
+	c.Asked, c.Path = true, r.answer.Path
+	c.Path.Request, c.Path.Reply = slices.Clone(c.Path.Request), slices.Clone(c.Path.Reply)
+	return agent.Foretell(r.ctx, r.node, r.reader, r.places, c)
+}
+
+// tell keeps a finding, as sure as it may be here.
+func (r *run) tell(f trace.Finding) {
 	r.withoutPort(&f)
 	if r.most != 0 {
 		f.Confidence = min(f.Confidence, r.most)

@@ -194,6 +194,9 @@ func (s *step) neighbor(reach segment, state *trace.HostState) (endpoint, endKin
 			continue
 		}
 		if resolved && e.link.MAC == entry.MAC {
+			if entry.State == "PERMANENT" && !answersFor(s.topology, e.link, s.hop) && s.misled() {
+				return endpoint{}, lost
+			}
 			return e, goesOn
 		}
 		if answersFor(s.topology, e.link, s.hop) {
@@ -203,6 +206,8 @@ func (s *step) neighbor(reach segment, state *trace.HostState) (endpoint, endKin
 		s.run.switched = s.run.switched || e.link.Tapped
 	}
 	switch {
+	case entry.State == "PERMANENT" && !reach.open && s.misled():
+		return endpoint{}, lost
 	case entry.State == "PERMANENT" && !reach.open:
 		s.run.unread("%s has the MAC %s for %s (%s), and nobody on %s has that MAC", s.run.name(s.place), entry.MAC, s.hop, entry.State, s.out.Name)
 		return endpoint{}, blind
@@ -223,6 +228,21 @@ func (s *step) neighbor(reach segment, state *trace.HostState) (endpoint, endKin
 		return endpoint{}, s.unresolved(state)
 	}
 	return have[0], goesOn
+}
+
+// misled tells of an entry, made by hand, that leads to another machine than the
+// next hop, or to none.
+func (s *step) misled() bool {
+	if s.trying || s.packet.outer {
+		return false
+	}
+	c := s.lost(trace.SymptomMisled, "")
+	c.Event.Hook, c.Event.Device, c.Suspect = trace.HookTransmit, s.out, true
+	f, ok := s.foretell(&c)
+	if ok {
+		s.tell(f)
+	}
+	return ok
 }
 
 // contested chooses among those that answer for the next hop: which one is

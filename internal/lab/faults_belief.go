@@ -19,7 +19,6 @@ func beliefLabs(f Family) []Lab {
 	for i := range labs {
 		if !labs[i].Healthy() {
 			labs[i].Outcome = Failed // IPv6 may say that it got no answer
-			labs[i].Unforeseen = "whom a MAC address belongs to shows when nobody takes what is sent to it"
 		}
 	}
 	return complete(labs)
@@ -46,13 +45,14 @@ func unresolvedBeliefs(f Family, over func(Topology) Topology) []Lab {
 }
 
 func attractionLabs(f Family, over func(Topology) Topology) []Lab {
+	const which = "two machines have the client's address: which one is meant cannot be told"
 	own := servers.on(f, "eth0", 7)
 	return []Lab{
 		{Name: "conflict-client", Topology: over(strangers(f)), Finding: "neighbor-conflict", Direction: trace.Reply, Where: "spare",
-			Title: "another machine has the client's address, and gets its replies", Doc: "It refuses them.",
+			Title: "another machine has the client's address, and gets its replies", Doc: "It refuses them.", Unforeseen: which,
 			Faults: []Change{addAddress("spare", own), know("server", "spare", servers.addr(f, 7))}},
 		{Name: "healthy-conflict-client", Topology: over(strangers(f)), Title: "another machine has the client's address, and nobody believes it",
-			Doc: "The server's entry for the client is right.", Unforeseen: "two machines have the client's address: which one is meant cannot be told",
+			Doc: "The server's entry for the client is right.", Unforeseen: which,
 			Setting: []Change{addAddress("spare", own), know("server", "client", servers.addr(f, 7)), know("client", "server", servers.addr(f, 20))}},
 	}
 }
