@@ -167,8 +167,6 @@ static __always_inline void fill_asker(struct event *e, const struct sk_buff *sk
 	if (!BPF_CORE_READ(task, mm) || BPF_CORE_READ(task, nsproxy, net_ns, ns.inum) != e->netns)
 		return;
 	fill_process(e);
-	/* Resolvers name their threads; people know the process. */
-	BPF_CORE_READ_STR_INTO(&e->comm, task, group_leader, comm);
 }
 
 /* fill_sender_or_asker: whoever looked for a datagram's route is its sender, also when

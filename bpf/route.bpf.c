@@ -158,7 +158,7 @@ static __always_inline void keep_sender(__u16 port, __u8 family)
 		return;
 	sender.pid = pid;
 	sender.pgid = BPF_CORE_READ(task, signal, pids[PIDTYPE_PGID], numbers[0].nr);
-	bpf_get_current_comm(sender.comm, sizeof(sender.comm));
+	BPF_CORE_READ_STR_INTO(&sender.comm, task, group_leader, comm);
 	bpf_map_update_elem(&udp_senders, &key, &sender, 0 /* BPF_ANY */);
 }
 

@@ -439,14 +439,15 @@ static __always_inline bool is_hidden(const struct sk_buff *skb)
 
 #define PIDTYPE_PGID 2
 
-/* fill_process: only where the kernel acts for the current task. */
+/* fill_process: only where the kernel acts for the current task. Programs name their
+ * threads; people know the process, whose name its first thread has. */
 static __always_inline void fill_process(struct event *e)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
 	e->pid = bpf_get_current_pid_tgid() >> 32;
 	e->pgid = BPF_CORE_READ(task, signal, pids[PIDTYPE_PGID], numbers[0].nr);
-	bpf_get_current_comm(e->comm, sizeof(e->comm));
+	BPF_CORE_READ_STR_INTO(&e->comm, task, group_leader, comm);
 }
 
 /* fill_sender names the process of the socket that sent a datagram: the one that

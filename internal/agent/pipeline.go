@@ -18,8 +18,9 @@ import (
 const (
 	lossPathTable = "path_table_full"
 	lossCaseQueue = "case_queue_full"
-	lossUnread    = "host_not_read" // cases whose namespace could not be asked
-	lossRecorder  = "recorder_full" // findings forgotten before their time
+	lossUnread    = "host_not_read"     // cases whose namespace could not be asked
+	lossRecorder  = "recorder_full"     // findings forgotten before their time
+	lossDNSKept   = "dns_recorder_full" // queries forgotten before their time
 	lossDNSTable  = "dns_table_full"
 	lossDNSStream = "dns_tcp_not_followed" // segments in which DNS messages may have begun
 )
@@ -140,6 +141,7 @@ func (p *pipeline) losses() map[string]uint64 {
 	losses[lossDNSTable], losses[lossDNSStream] = p.dnsLost[0].Load(), p.dnsLost[1].Load()
 	losses[lossCaseQueue] = p.investigator.lost.Load()
 	losses[lossUnread] = p.investigator.unread.Load()
-	losses[lossRecorder] = p.recorder.Stats().FindingsForgotten
+	kept := p.recorder.Stats()
+	losses[lossRecorder], losses[lossDNSKept] = kept.FindingsForgotten, kept.ExchangesForgotten
 	return losses
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -31,8 +32,7 @@ func (n *Network) startService(ctx context.Context, s Service) error {
 		return fmt.Errorf("serve on %s: no such host", s.Host)
 	}
 	var running server
-	err := enter(h.ns, func() error {
-		var err error
+	open := func() (err error) {
 		if s.UDP {
 			running, err = s.serveUDP(ctx)
 			return err
@@ -42,7 +42,13 @@ func (n *Network) startService(ctx context.Context, s Service) error {
 			running = start(listener, s.Host)
 		}
 		return err
-	})
+	}
+	err := enter(h.ns, open)
+	// The service that had the port before is closed; a process that is just being started holds its socket until exec.
+	for wait := time.Millisecond; errors.Is(err, syscall.EADDRINUSE) && wait < time.Second; wait *= 2 {
+		time.Sleep(wait)
+		err = enter(h.ns, open)
+	}
 	if err != nil {
 		return fmt.Errorf("serve on %s: %w", s.Host, err)
 	}
