@@ -3,6 +3,7 @@ package netfilter
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/replypath/replypath/pkg/trace"
@@ -45,6 +46,17 @@ func TestBridge(t *testing.T) {
 		return nil
 	})
 	ears := map[string]*ear{"10.3.0.2": b.listen(), "10.3.0.9": bridge.listen()}
+	// A port forwards only when the kernel has noticed its carrier.
+	through := shot{number: 1, tuple: trace.Tuple{Protocol: trace.TCP, Src: netip.MustParseAddrPort("10.3.0.1:1000"), Dst: netip.MustParseAddrPort("10.3.0.2:82")}, flags: trace.SYN}
+	for until := time.Now().Add(5 * time.Second); ; {
+		a.fire(through)
+		if ears["10.3.0.2"].heard(t, 100*time.Millisecond)[through.number] {
+			break
+		}
+		if time.Now().After(until) {
+			t.Fatal("the bridge forwards nothing")
+		}
+	}
 	for i, c := range []struct {
 		to   string
 		want string // chain
