@@ -67,14 +67,23 @@ struct dns_payload {
 	__u32 length;   /* as the headers say */
 	__u32 linear;   /* of that, in the skb's linear part */
 	__u32 readable; /* of that, can be read */
+	__u32 offset;   /* of `at` from skb->data */
+};
+
+/* located is where a packet's headers and its data are, as numbers: 7.2 takes what is read
+ * from skb->data for a pointer, and all that is reckoned from it for one too, lengths included. */
+struct located {
+	struct headers headers;
+	const unsigned char *data;
 };
 
 /* ip_bytes returns how many bytes follow from the transport header on: the frame may be
  * padded, and the headers of the largest packets say nothing. */
-static __always_inline __u32 ip_bytes(const struct sk_buff *skb, const struct headers *h)
+static __always_inline __u32 ip_bytes(const struct sk_buff *skb, const struct located *l)
 {
+	const struct headers *h = &l->headers;
 	__u32 before = h->transport - h->network;
-	__u32 skb_bytes = READ_ARGUMENT(skb, len) - (__u32)(h->network - READ_ARGUMENT(skb, data));
+	__u32 skb_bytes = READ_ARGUMENT(skb, len) - (__u32)(h->network - l->data);
 	__u32 told = h->family == AF_INET ? load16(h->network + 2) : load16(h->network + 4);
 
 	if (told && h->family == AF_INET6)
@@ -85,10 +94,14 @@ static __always_inline __u32 ip_bytes(const struct sk_buff *skb, const struct he
 }
 
 /* find_payload: false when there is none. */
-static __always_inline bool find_payload(struct dns_payload *p, const struct sk_buff *skb, const struct headers *h)
+static __always_inline bool find_payload(struct dns_payload *p, const struct sk_buff *skb, const struct headers *seen)
 {
-	__u32 header = 8, bytes = ip_bytes(skb, h);
+	struct located l = { .headers = *seen, .data = READ_ARGUMENT(skb, data) };
+	const struct headers *h = &l.headers;
+	__u32 header = 8, bytes;
 
+	forget(&l, sizeof(l));
+	bytes = ip_bytes(skb, &l);
 	if (h->protocol == IPPROTO_TCP) {
 		header = (load8(h->transport + 12) >> 4) * 4;
 		if (header < 20)
@@ -103,6 +116,7 @@ static __always_inline bool find_payload(struct dns_payload *p, const struct sk_
 		return false;
 	bytes -= header;
 	p->at = h->transport + header;
+	p->offset = p->at - l.data;
 	p->linear = h->left > header ? h->left - header : 0;
 	p->readable = p->length < bytes ? p->length : bytes;
 	if (p->linear > p->readable)
@@ -121,7 +135,7 @@ static __always_inline bool read_bytes(void *to, __u32 n, const struct dns_paylo
 		return !bpf_probe_read_kernel(to, n, p->at);
 	if (bpf_dynptr_from_skb((struct __sk_buff *)skb, 0, &packet))
 		return false;
-	return !bpf_dynptr_read(to, n, &packet, p->at - READ_ARGUMENT(skb, data), 0);
+	return !bpf_dynptr_read(to, n, &packet, p->offset, 0);
 }
 
 /* read_payload copies up to max bytes, a power of two, and returns how many. */

@@ -106,9 +106,17 @@ const (
 	pendingTime  = 5 * time.Second // while more is to be expected
 )
 
+// patience is how long to ask for findings that have not come.
+type patience struct {
+	settle  time.Duration
+	pending time.Duration // while more is to be expected
+}
+
+var usualPatience = patience{settle: settleTime, pending: pendingTime}
+
 // settled asks again and again, until there is a finding or none can be
 // expected any more; more reports whether an answer leads to expect one.
-func settled(ctx context.Context, ask func(context.Context) (*answer, error), more func(*answer) bool) (*answer, error) {
+func (p patience) settled(ctx context.Context, ask func(context.Context) (*answer, error), more func(*answer) bool) (*answer, error) {
 	start := time.Now()
 	var last *answer
 	for found := false; ; {
@@ -126,7 +134,7 @@ func settled(ctx context.Context, ask func(context.Context) (*answer, error), mo
 			return a, nil
 		case len(a.findings) > 0:
 			found = true
-		case waited >= pendingTime, waited >= settleTime && !more(a):
+		case waited >= p.pending, waited >= p.settle && !more(a):
 			return a, nil
 		}
 		select {

@@ -81,7 +81,7 @@ func (c *connection) explainRun(ctx context.Context, w *world, run *execution, o
 	// A command that failed with nothing seen may have given up before its
 	// neighbour did: until then there is no packet.
 	more := func(a *answer) bool { return a.pending() || run.failed && !a.seen() }
-	a, err := settled(ctx, func(ctx context.Context) (*answer, error) { return c.ask(ctx, q) }, more)
+	a, err := usualPatience.settled(ctx, func(ctx context.Context) (*answer, error) { return c.ask(ctx, q) }, more)
 	switch {
 	case err != nil:
 		return nil, err

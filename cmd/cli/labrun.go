@@ -130,6 +130,9 @@ type labResult struct {
 	answer     *answer
 }
 
+// faultPatience is for a fault that is known to be there, on whatever machine: an emulated one takes ten times as long.
+var faultPatience = patience{settle: 20 * time.Second, pending: 20 * time.Second}
+
 // labResult builds the lab, makes its traffic, explains it and removes it,
 // whatever happens. What is done to the lab's hosts is logged; log may be nil.
 func (w *world) labResult(ctx context.Context, conn *connection, l lab.Lab, log io.Writer) (r *labResult, err error) {
@@ -151,7 +154,11 @@ func (w *world) labResult(ctx context.Context, conn *connection, l lab.Lab, log 
 	}
 	r = &labResult{lab: l, namespaces: n.Namespaces(), outcome: n.Outcome()}
 	q := &tracev1.ExplainRequest{Since: timestamppb.New(start), All: true}
-	r.answer, err = settled(ctx, func(ctx context.Context) (*answer, error) {
+	wait := usualPatience
+	if !l.Healthy() {
+		wait = faultPatience
+	}
+	r.answer, err = wait.settled(ctx, func(ctx context.Context) (*answer, error) {
 		whole, err := conn.ask(ctx, q)
 		if err != nil {
 			return nil, err
@@ -198,6 +205,14 @@ func (r *labResult) own(whole *answer) *answer {
 		own.summary.Verdict = "incomplete"
 	}
 	return own
+}
+
+// lost is how many events were lost since the lab came up.
+func (r *labResult) lost() uint32 {
+	if r == nil {
+		return 0
+	}
+	return r.answer.summary.GetLostEvents()
 }
 
 // prefix is what the names of the lab's namespaces have in common.
@@ -296,12 +311,16 @@ func (w *world) runLabs(ctx context.Context, s *server, labs []lab.Lab, jobs int
 				return nil
 			}
 			v := labVerdict{Lab: l.Name, Expected: wanted(l), Finding: l.Finding}
-			if r, err := w.labResult(ctx, conn, l, nil); err != nil {
+			r, err := w.labResult(ctx, conn, l, nil)
+			if err != nil {
 				v.Got = err.Error()
 			} else {
 				v.Got, v.Confidence = r.got(), r.confidence()
 			}
 			v.OK = v.Got == v.Expected
+			if lost := r.lost(); lost > 0 && !v.OK {
+				v.Got += fmt.Sprintf("; %d events were lost", lost)
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			if !v.OK {

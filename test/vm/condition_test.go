@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -32,26 +31,12 @@ func (c condition) check(t *testing.T) {
 	if labs == nil {
 		labs = defaultLabs
 	}
-	answers := make([]func() answer, len(labs))
-	for i, name := range labs {
-		answers[i] = start(t, slices.Concat(c.wrap, []string{program("replypath"), "lab", "run", name, "-o", "json"}, c.args)...)
-	}
-	for i, name := range labs {
-		a := answers[i]()
-		a.check(t)
-		if a.code == 3 && !c.must {
-			says = c.refusal(t, a)
-			continue
-		}
-		l := mustFind(t, name)
-		var want []string
-		code := 0
-		if !l.Healthy() {
-			want, code = []string{l.Finding}, 1
-		}
-		if got := a.findings(t); a.code != code || !slices.Equal(got, want) {
-			t.Errorf("%s: lab %s: exit %d, findings %v; want exit %d, %v", c.name, l.Name, a.code, got, code, want)
-		}
+	a, results := runLabs(t, labs, c.wrap, c.args)
+	switch {
+	case a.code == 3 && !c.must:
+		says = c.refusal(t, a)
+	case a.code != 0 || len(results) != len(labs):
+		t.Errorf("%s: exit %d; want exit 0 and labs %q as they should be, got: %+v", c.name, a.code, labs, results)
 	}
 	c.note(t, says)
 }

@@ -27,7 +27,7 @@ func TestModulesAppearLater(t *testing.T) {
 	if before.Tier == "plus" && len(waiting) == 0 {
 		t.Errorf("no hook waits for a module: %+v", before.Hooks)
 	}
-	explain(t, mustFind(t, "routed-forward-drop"), server...)
+	explain(t, server, "routed-forward-drop")
 
 	// A lab goes with its namespaces, the module stays.
 	var now node
@@ -39,7 +39,7 @@ func TestModulesAppearLater(t *testing.T) {
 	for _, name := range stillAbsent(now, waiting) {
 		t.Errorf("hook is absent although its module is loaded: %s", name)
 	}
-	explain(t, mustFind(t, "routed-forward-drop"), server...)
+	explain(t, server, "routed-forward-drop")
 	condition{name: "modules loaded after the agent started"}.note(t, "")
 }
 
@@ -72,7 +72,7 @@ func TestSwitchAppearsLater(t *testing.T) {
 	if h, _ := statusOf(t, server...).named(hook); before.Tier == "plus" && h.State != "attached" {
 		t.Errorf("after: %+v", h)
 	}
-	explain(t, mustFind(t, "switched-no-daemon"), server...)
+	explain(t, server, "switched-no-daemon")
 	condition{name: "module openvswitch loaded after the agent started"}.note(t, "")
 }
 

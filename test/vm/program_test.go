@@ -11,11 +11,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/replypath/replypath/internal/lab"
 )
 
 func TestMain(m *testing.M) {
@@ -32,46 +31,26 @@ func program(name string) string { return filepath.Join(os.Getenv("REPLYPATH_BIN
 
 // answer is what a program said.
 type answer struct {
-	command string
-	code    int
-	stdout  []byte
-	stderr  string
-	err     error // it could not be run
+	code   int
+	stdout []byte
+	stderr string
 }
 
 // run runs a command until it ends, for two minutes at most: an emulated machine needs some seconds to load the programs.
 func run(t *testing.T, command ...string) answer {
 	t.Helper()
-	a := start(t, command...)()
-	a.check(t)
-	return a
-}
-
-// start starts a command; what it returns waits for the end.
-func start(t *testing.T, command ...string) (wait func() answer) {
-	done := make(chan answer, 1)
-	go func() {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-		defer cancel()
-		cmd := exec.CommandContext(ctx, command[0], command[1:]...)
-		var stdout, stderr bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &stdout, &stderr
-		err := cmd.Run()
-		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-			err = nil
-		}
-		done <- answer{strings.Join(command, " "), cmd.ProcessState.ExitCode(), stdout.Bytes(), stderr.String(), err}
-	}()
-	return func() answer { return <-done }
-}
-
-// check logs what was run, and fails the test when that was not possible.
-func (a answer) check(t *testing.T) {
-	t.Helper()
-	if a.err != nil {
-		t.Fatalf("run %s: %v", a.command, a.err)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		t.Fatalf("run %s: %v", strings.Join(command, " "), err)
 	}
-	t.Logf("%s: exit %d, stderr:\n%s", a.command, a.code, a.stderr)
+	a := answer{cmd.ProcessState.ExitCode(), stdout.Bytes(), stderr.String()}
+	t.Logf("%s: exit %d, stderr:\n%s", strings.Join(command, " "), a.code, a.stderr)
+	return a
 }
 
 // complaint is what a program said on stderr, but for the line that tells that
@@ -86,25 +65,32 @@ func (a answer) complaint() string {
 	return strings.Join(lines, "\n")
 }
 
-// findings are the ids of the findings in an answer in JSON lines.
-func (a answer) findings(t *testing.T) []string {
+// result is what one lab gave, in a line of `lab run --all -o json`.
+type result struct {
+	Lab      string `json:"lab"`
+	Expected string `json:"expected"`
+	Got      string `json:"got"` // finding, direction and place, or none
+	OK       bool   `json:"ok"`
+}
+
+// runLabs runs labs in one process, which takes seconds to load its programs; wrap runs the command in another way.
+func runLabs(t *testing.T, names, wrap, flags []string) (answer, []result) {
 	t.Helper()
-	var ids []string
+	match := "^(" + strings.Join(names, "|") + ") "
+	a := run(t, slices.Concat(wrap, []string{program("replypath"), "lab", "run", "--all", "--match", match, "-o", "json"}, flags)...)
+	var results []result
 	for line := range bytes.Lines(a.stdout) {
 		var v struct {
-			Finding *struct {
-				ID         string `json:"id"`
-				Confidence string `json:"confidence"`
-			} `json:"finding"`
+			Lab result `json:"lab"`
 		}
 		if err := json.Unmarshal(line, &v); err != nil {
 			t.Fatalf("not a line of JSON: %s", line)
 		}
-		if v.Finding != nil {
-			ids = append(ids, v.Finding.ID)
+		if v.Lab.Lab != "" {
+			results = append(results, v.Lab)
 		}
 	}
-	return ids
+	return a, results
 }
 
 // hook is one of `status -o json`.
@@ -148,21 +134,11 @@ func (n node) named(name string) (hook, bool) {
 	return hook{}, false
 }
 
-// mustFind looks a lab up.
-func mustFind(t *testing.T, name string) lab.Lab {
+// explain runs labs and demands of them what they are for.
+func explain(t *testing.T, flags []string, names ...string) {
 	t.Helper()
-	l, ok := lab.Find(name)
-	if !ok {
-		t.Fatalf("no lab %s", name)
-	}
-	return l
-}
-
-// explain runs a lab and demands its finding.
-func explain(t *testing.T, l lab.Lab, flags ...string) {
-	t.Helper()
-	a := run(t, append([]string{program("replypath"), "lab", "run", l.Name, "-o", "json"}, flags...)...)
-	if got := a.findings(t); a.code != 1 || len(got) != 1 || got[0] != l.Finding {
-		t.Errorf("lab %s: exit %d, findings %v; want exit 1, %s", l.Name, a.code, got, l.Finding)
+	a, results := runLabs(t, names, nil, flags)
+	if a.code != 0 || len(results) != len(names) {
+		t.Errorf("labs %q: exit %d, %+v", names, a.code, results)
 	}
 }

@@ -3,7 +3,7 @@
 package vm
 
 import (
-	"slices"
+	"strings"
 	"testing"
 )
 
@@ -13,22 +13,29 @@ import (
 func TestTrackingFull(t *testing.T) {
 	const limit = "net.netfilter.nf_conntrack_max"
 	run(t, "modprobe", "nf_conntrack")
+	server := startAgent(t)
 	for _, tt := range []struct {
-		name, lab, max string
-		flags, want    []string
+		name, max string
+		labs      []string
+		flags     []string
+		want      string
 	}{
-		{"room for all", "nat-healthy", "4096", nil, nil},
-		{"room for all, IPv6", "nat6-healthy", "4096", nil, nil},
-		{"room for two", "nat-healthy", "2", nil, []string{"conntrack-full"}},
-		{"room for two, IPv6", "nat6-healthy", "2", nil, []string{"conntrack-full"}},
-		{"room for two, tracepoints alone", "nat-healthy", "2", []string{"--tier", "base"}, []string{"conntrack-full"}},
-		{"room for two, datagrams", "nat-udp-healthy-again", "2", nil, []string{"conntrack-full"}},
+		{"room for all", "4096", []string{"nat-healthy", "nat6-healthy"}, server, "none"},
+		{"room for two", "2", []string{"nat-healthy"}, server, "conntrack-full"},
+		{"room for two, IPv6", "2", []string{"nat6-healthy"}, server, "conntrack-full"},
+		{"room for two, tracepoints alone", "2", []string{"nat-healthy"}, []string{"--tier", "base"}, "conntrack-full"},
+		{"room for two, datagrams", "2", []string{"nat-udp-healthy-again"}, server, "conntrack-full"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			setSysctl(t, limit, tt.max)
-			a := run(t, append([]string{program("replypath"), "lab", "run", tt.lab, "-o", "json"}, tt.flags...)...)
-			if got := a.findings(t); !slices.Equal(got, tt.want) {
-				t.Errorf("lab %s, %s = %s: findings %v, want %v", tt.lab, limit, tt.max, got, tt.want)
+			_, results := runLabs(t, tt.labs, nil, tt.flags)
+			if len(results) != len(tt.labs) {
+				t.Errorf("%d results of labs %q", len(results), tt.labs)
+			}
+			for _, r := range results {
+				if got, _, _ := strings.Cut(r.Got, " "); got != tt.want {
+					t.Errorf("lab %s, %s = %s: %s, want %s", r.Lab, limit, tt.max, r.Got, tt.want)
+				}
 			}
 		})
 	}

@@ -43,8 +43,8 @@ const (
 	dnsLinger = 30 * time.Millisecond
 	// dnsLate is how long after its deadline a response is still looked for.
 	dnsLate = 10 * time.Second
-	// dnsTwin is how far apart one resolver asks for two types of a name.
-	dnsTwin = 10 * time.Millisecond
+	// dnsTwin is how far apart one resolver asks for two types of a name, on a busy node.
+	dnsTwin = 100 * time.Millisecond
 	// dnsRetry is the least time that a resolver waits before it asks again; what comes sooner was asked side by side.
 	dnsRetry = 200 * time.Millisecond
 	// dnsImpatient: whoever goes away sooner has not waited for the response, but had no use for it any more.
