@@ -334,13 +334,25 @@ func TestHider(t *testing.T) {
 	p.Answered = true
 	c := back(p, trace.SymptomUnmatched)
 	c.Event.Tuple = tuple("10.9.9.1:80", vip4.Src.String())
+	c.Event.Tuple.Src = netip.AddrPortFrom(c.Event.Tuple.Src.Addr(), 8080)
 	suspects := Suspects(&c)
 	if len(suspects) != 1 || suspects[0].Place != otherPlace {
 		t.Fatalf("suspects %+v", suspects)
 	}
-	if f, ok := Explain(&suspects[0], &trace.HostState{}); ok {
-		t.Errorf("%s of a host that does not have the address", f.ID)
+	c.Event.Tuple = tuple("10.9.9.1:80", vip4.Src.String()) // the server's port: it may be one of its own addresses
+	suspects = Suspects(&c)
+	if len(suspects) != 2 || suspects[0].Place != be {
+		t.Fatalf("suspects %+v", suspects)
 	}
+	for i := range suspects {
+		if f, ok := Explain(&suspects[i], &trace.HostState{}); ok {
+			t.Errorf("%s of a host that does not have the address", f.ID)
+		}
+	}
+	if f, ok := Explain(&suspects[0], &trace.HostState{SrcLocal: true}); !ok || f.ID != "reply-wrong-source" || f.Direction != trace.Reply || f.Where.Place != be {
+		t.Errorf("%s at %s of a server that hides what follows", f.ID, f.Where.Place.Name)
+	}
+	suspects = suspects[1:]
 	f, ok := Explain(&suspects[0], &trace.HostState{SrcLocal: true})
 	if !ok || f.ID != "reply-wrong-source" || f.Direction != trace.Reply || f.Where.Place != otherPlace {
 		t.Fatalf("finding %+v", f)
