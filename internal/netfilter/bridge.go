@@ -19,6 +19,9 @@ var bridgeHooks = map[trace.NetfilterHook][]trace.NetfilterHook{
 	trace.Egress:      {trace.Output, trace.Postrouting},
 }
 
+// intoBridge are the hooks of a packet that its own host has routed to a bridge.
+var intoBridge = []trace.NetfilterHook{trace.Output, trace.Postrouting}
+
 // hasBridge reports whether there are chains of family bridge.
 func (s *ruleset) hasBridge() bool {
 	return slices.ContainsFunc(s.tables, func(t *table) bool { return t.family == familyBridge })
@@ -26,6 +29,10 @@ func (s *ruleset) hasBridge() bool {
 
 // bridged walks the rules of family bridge, for a packet that no other rule drops.
 func (s *ruleset) bridged(q trace.Question, in, out trace.Interface, routes routes) ([]trace.FilterVerdict, error) {
+	hooks := bridgeHooks[q.Filters[0]]
+	if q.Filters[0] == trace.Forward && out.Kind == "bridge" {
+		hooks = intoBridge
+	}
 	in, inside := port(in, q.In, routes)
 	out, outside := port(out, q.Out, routes)
 	if !inside && !outside {
@@ -33,7 +40,7 @@ func (s *ruleset) bridged(q trace.Question, in, out trace.Interface, routes rout
 	}
 	q.In, q.Out = in.Index, out.Index
 	q.Conntrack = trace.Conntrack{}
-	for _, hook := range bridgeHooks[q.Filters[0]] {
+	for _, hook := range hooks {
 		p := newPacket(q, in, out, hook, routes)
 		p.bridged = true
 		drops, err := s.drops(p)
