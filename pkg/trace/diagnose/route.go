@@ -213,7 +213,10 @@ func explainRouteRejected(c *trace.Case, s *trace.HostState) *explanation {
 		e.fix = []string{at(c.Place, "%s route replace default via %s dev %s%s", ipCommand(to), gateway, quote(dev), tableArg(l.Table)) + "   # " + why}
 		return e
 	}
-	e.fix = []string{at(c.Place, "%s route del %s %s%s", ipCommand(to), l.Type, showPrefix(l.Prefix), tableArg(l.Table)) + "   # if nobody relies on it"}
+	e.fix = []string{
+		at(c.Place, "%s route del %s %s%s", ipCommand(to), l.Type, showPrefix(l.Prefix), tableArg(l.Table)) + "   # if nobody relies on it",
+		fmt.Sprintf("# and, if no other route of %s matches %s then, give it one", here, to),
+	}
 	return e
 }
 
