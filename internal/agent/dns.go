@@ -74,3 +74,60 @@ func (c *dnsCounter) snapshot() metrics.DNS {
 
 // dnsDeadline is after which time a query counts as unanswered: what resolvers wait (resolv.conf(5)).
 const dnsDeadline = 5 * time.Second
+
+// blamed is the finding that explained a connection, and when.
+type blamed struct {
+	finding trace.Finding
+	at      time.Time
+}
+
+const (
+	maxBlamed = 4096
+	// blamedAge is how long after a finding a DNS query on its connection has ended badly because of it.
+	blamedAge = 15 * time.Second
+)
+
+// blame remembers a finding about packets of DNS. The lock is held.
+func (i *investigator) blame(f *trace.Finding, c *trace.Case) {
+	if f.Severity < trace.Warning || c.Trouble != nil {
+		return
+	}
+	if len(i.blamed) >= maxBlamed {
+		clear(i.blamed)
+	}
+	i.blamed[c.Path.Connection] = blamed{*f, time.Now()}
+}
+
+// isBlamed reports whether a DNS query that ended badly is explained by what was found
+// about its packets, or those of the queries that were made of it. Its client's
+// connection is then one of those that met that fault.
+func (i *investigator) isBlamed(c *trace.Case) bool {
+	if c.Trouble == nil {
+		return false
+	}
+	i.mu.Lock()
+	var found *trace.Finding
+	for _, related := range c.Trouble.Related {
+		if b, ok := i.blamed[related]; ok && time.Since(b.at) < blamedAge && c.Trouble.First.Before(b.at) {
+			found = &b.finding
+			break
+		}
+	}
+	i.mu.Unlock()
+	if found == nil {
+		return false
+	}
+	f, client := *found, c.Path.Connection
+	for _, known := range f.Connections {
+		if known.Tuple == client {
+			return true
+		}
+	}
+	f.Count, f.Evidence = 1, []trace.Evidence{{
+		Time: c.Trouble.Last, Text: "because of that, the DNS query " + c.DNS + " of " + client.Src.String() + " to " + client.Dst.String() + " ended badly: " + c.Trouble.Outcome.String(),
+	}}
+	f.Connections = []trace.Connection{{Tuple: client, Count: 1, Last: c.Trouble.Last}}
+	f.LastSeen = c.Trouble.Last
+	i.recorder.AddFinding(f)
+	return true
+}

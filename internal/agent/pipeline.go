@@ -90,6 +90,12 @@ func (p *pipeline) idle() {
 		p.dns.Flush()
 	}
 	p.handOut()
+	if len(settles) > 0 && p.dns.Settling(time.Now()) {
+		p.mu.Lock()
+		p.settles = append(p.settles, settles...) // what becomes of them is known in a moment
+		p.mu.Unlock()
+		return
+	}
 	for _, done := range settles {
 		close(done)
 	}
@@ -97,6 +103,10 @@ func (p *pipeline) idle() {
 
 func (p *pipeline) handOut() {
 	for _, c := range p.table.Cases() {
+		p.dns.Annotate(&c)
+		p.investigator.submit(c)
+	}
+	for _, c := range p.dns.Cases() {
 		p.investigator.submit(c)
 	}
 	for _, path := range p.table.Done() {

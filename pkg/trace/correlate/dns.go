@@ -67,6 +67,14 @@ type DNSTable struct {
 	// An exchange is in one of these: without an end, with a response, given up.
 	waiting, lingering, expired queue
 
+	troubles  []trouble
+	made      map[nameAt]*exchange // queries that wait, by the namespace that made them
+	answering map[serverAt]time.Time
+	memory    answers
+	searches  map[searcher]*search
+	cut       map[cutKey]*trace.Exchange // whose answers did not fit, of late
+	cases     []trace.Case
+
 	number   uint64
 	advanced time.Time
 	exits    time.Time
@@ -88,7 +96,8 @@ func NewDNS(cfg DNSConfig) *DNSTable {
 	cfg.setDefaults()
 	return &DNSTable{
 		cfg: cfg, messages: make(map[dns.Key]*exchange), askers: make(map[asker]*exchange),
-		places: make(map[trace.Netns]cachedPlace), streams: newStreams(),
+		places: make(map[trace.Netns]cachedPlace), streams: newStreams(), made: make(map[nameAt]*exchange), answering: make(map[serverAt]time.Time),
+		memory: newAnswers(), searches: make(map[searcher]*search), cut: make(map[cutKey]*trace.Exchange),
 	}
 }
 
@@ -122,6 +131,11 @@ type exchange struct {
 	stray      bool      // a response came from elsewhere
 	ended      bool      // it was handed out
 	twin       *exchange // while this one is followed
+	beside     *exchange // made in the same namespace, of the same question
+	served     bool      // its client got the answer from another query
+	lost       bool      // its twin was answered
+	claimed    bool      // a trouble of whoever made its maker ask is told instead
+	upstream   *exchange // that failed, and was made for this one
 	previous   *exchange // that this one asks again
 
 	queue      *queue
@@ -153,6 +167,8 @@ func (t *DNSTable) Add(ev *trace.Event) {
 	switch {
 	case ev.Hook == trace.HookDrop:
 		t.addDrop(ev)
+	case ev.Hook == trace.HookRetransmit:
+		t.addRetransmit(ev)
 	case ev.PayloadLength == 0 || ev.Inner || ev.Fragment:
 	case ev.Tuple.Protocol == trace.TCP:
 		t.streams.add(ev, t.addMessage, &t.stats)
@@ -289,6 +305,10 @@ func (t *DNSTable) create(key, name dns.Key, h *dns.Header, ev *trace.Event) *ex
 	x.asker = asker{ev.Netns, x.Client.Addr(), name}
 	t.relate(x)
 	t.askers[x.asker] = x
+	if x.made {
+		x.beside = t.made[x.nameAt()]
+		t.made[x.nameAt()] = x
+	}
 	x.next = t.messages[key]
 	t.messages[key] = x
 	t.waiting.push(x, ev.Time)
@@ -312,7 +332,9 @@ func (t *DNSTable) relate(x *exchange) {
 	}
 	for _, o := range candidates {
 		if o != nil && o != x && o.isAskedAgainBy(x) {
-			x.Repeats, x.previous, o.superseded = o.Number, o, true
+			x.Repeats, x.previous = o.Number, o
+			// What is asked of several servers side by side has not been given up.
+			o.superseded = x.First.Sub(o.asked) >= dnsRetry
 			return
 		}
 	}
@@ -415,6 +437,7 @@ func (t *DNSTable) answer(x *exchange, h *dns.Header, ev *trace.Event, message [
 		x.Outcome = trace.Answered
 	}
 	x.Responder = x.responder(source)
+	t.learn(x, h, message)
 	x.leave()
 	t.lingering.push(x, ev.Time)
 }

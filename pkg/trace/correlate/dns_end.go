@@ -53,6 +53,7 @@ func (t *DNSTable) remove(x *exchange) {
 	if t.askers[x.asker] == x {
 		delete(t.askers, x.asker)
 	}
+	t.forgetMade(x)
 	if x.twin != nil && x.twin.twin == x {
 		x.twin.twin = nil
 	}
@@ -97,6 +98,7 @@ func (t *DNSTable) Advance(now time.Time) {
 	}
 	t.watchExits(now)
 	t.streams.expire(now)
+	t.conclude(now)
 }
 
 // giveUp ends an exchange without a response, and goes on looking for one that comes late.
@@ -228,12 +230,14 @@ func (t *DNSTable) handOut(x *exchange, at time.Time) {
 	x.ended = true
 	if x.queue == &t.lingering || x.queue == &t.waiting && x.Outcome == trace.Pending {
 		t.done = append(t.done, &x.Exchange) // it is forgotten at once
+		t.suspect(x, &x.Exchange, at)
 		return
 	}
 	out := x.Exchange // it may be seen again
 	out.Sightings = append([]trace.Sighting(nil), x.Sightings...)
 	out.Tuples = append([]trace.Tuple(nil), x.Tuples...)
 	t.done = append(t.done, &out)
+	t.suspect(x, &out, at)
 }
 
 // stage is how far the exchange came.

@@ -30,7 +30,8 @@ var redirectTargetNotListening = Rule{
 	Title:    "the redirect points to a port where nobody listens (proxy or its DNS)",
 	Severity: trace.Error,
 	Doc: "Traffic is redirected to a port at which no socket would take it: the proxy is not started, not ready or has ended; it listens on another port, for the other IP version, or on 127.0.0.1 alone, where inbound traffic does not go. " +
-		"Connections are refused although the application runs.",
+		"Connections are refused although the application runs. It is also told of a packet that was refused: a DNS query, or a connection, that the namespace itself had redirected.",
+	explain: explainRefusedRedirect,
 }
 
 var redirectLoop = Rule{
