@@ -321,7 +321,7 @@ func (t *DNSTable) relate(x *exchange) {
 	if latest == nil {
 		return
 	}
-	sameProcess := x.Process.PID == latest.Process.PID
+	sameProcess := x.maybeSameProcess(latest)
 	if latest.Type != x.Type && x.First.Sub(latest.First) < dnsTwin && (latest.Client == x.Client || sameProcess) {
 		x.Twin, latest.Twin = latest.Number, x.Number
 		x.twin, latest.twin = latest, x
@@ -343,7 +343,7 @@ func (t *DNSTable) relate(x *exchange) {
 // isAskedAgainBy reports that x asks what this one got no response to: after some time, or
 // another server from the same socket.
 func (x *exchange) isAskedAgainBy(again *exchange) bool {
-	if x.superseded || x.Type != again.Type || x.Class != again.Class || x.Process.PID != again.Process.PID {
+	if x.superseded || x.Type != again.Type || x.Class != again.Class || !x.maybeSameProcess(again) {
 		return false
 	}
 	if x.Outcome != trace.Pending && x.Outcome != trace.Unanswered && x.Outcome != trace.WrongSource {
@@ -486,3 +486,8 @@ func (t *DNSTable) place(ns trace.Netns, at time.Time) *trace.Place {
 }
 
 const maxPlaces = 1024
+
+// maybeSameProcess: not always can be told which one it was.
+func (x *exchange) maybeSameProcess(o *exchange) bool {
+	return x.Process.PID == o.Process.PID || x.Process.PID == 0 || o.Process.PID == 0
+}

@@ -134,9 +134,13 @@ func (t *DNSTable) watchExits(now time.Time) {
 
 // Flush hands out all exchanges whose end is known: nothing that may still be told of those with a response is waited for.
 func (t *DNSTable) Flush() {
-	for x := t.lingering.first; x != nil; x = t.lingering.first {
-		t.handOut(x, x.Last)
-		t.remove(x)
+	for x := t.lingering.first; x != nil; {
+		next := x.after
+		if !x.isSlow() {
+			t.handOut(x, x.Last)
+			t.remove(x)
+		}
+		x = next
 	}
 }
 

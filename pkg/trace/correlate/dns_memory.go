@@ -201,7 +201,7 @@ func (t *DNSTable) Annotate(c *trace.Case) {
 	}
 	if p.Protocol == trace.TCP && len(t.cut) > 0 {
 		if udp := t.cut[cutKey{p.Client.Addr(), p.Server}]; udp != nil && !p.First.Before(udp.First) && p.First.Sub(udp.Last) < cutAge {
-			c.Truncated = Question(udp)
+			c.Truncated = dns.Question(udp.Type, udp.Name)
 		}
 	}
 	if len(p.Request) == 0 {
@@ -221,7 +221,7 @@ func (t *DNSTable) questionOf(p *trace.Path) string {
 	for _, q := range []*queue{&t.waiting, &t.expired, &t.lingering} {
 		for x, n := q.last, 0; x != nil && n < maxLookedAt; x, n = x.ago, n+1 {
 			if x.Client == p.Client && x.Server == p.Server && x.Protocol == p.Protocol {
-				return Question(&x.Exchange)
+				return dns.Question(x.Type, x.Name)
 			}
 		}
 	}
@@ -237,5 +237,5 @@ func payloadQuestion(ev *trace.Event) string {
 	if err != nil || !h.HasQuestion() {
 		return ""
 	}
-	return dns.TypeName(h.Type) + " " + h.Name()
+	return dns.Question(h.Type, h.Name())
 }

@@ -73,6 +73,11 @@ func (t *DNSTable) Cases() []trace.Case {
 
 // Settling reports whether a case may be opened in a moment: without another event.
 func (t *DNSTable) Settling(now time.Time) bool {
+	for x := t.lingering.first; x != nil; x = x.after {
+		if x.isSlow() {
+			return true
+		}
+	}
 	for i := range t.troubles {
 		if tr := &t.troubles[i]; tr.symptom != 0 && tr.due.Sub(now) <= troubleWait+troubleClaim {
 			return true
@@ -80,6 +85,9 @@ func (t *DNSTable) Settling(now time.Time) bool {
 	}
 	return false
 }
+
+// isSlow: whether its client has waited for the response shows a moment after that.
+func (x *exchange) isSlow() bool { return x.Latency >= dnsRetry }
 
 // suspect looks at an exchange that is handed out.
 func (t *DNSTable) suspect(x *exchange, told *trace.Exchange, now time.Time) {
@@ -132,12 +140,12 @@ func (t *DNSTable) serve(y *exchange) {
 		o.served = true
 	}
 	for o := t.messages[y.key]; o != nil; o = o.next {
-		if o != y && o.home == y.home && (o.Client == y.Client || o.Process.PID != 0 && o.Process.PID == y.Process.PID) {
+		if o != y && o.home == y.home && (o.Client == y.Client || o.Client.Addr() == y.Client.Addr() && o.maybeSameProcess(y)) {
 			o.served = true
 		}
 	}
 	for i := range t.troubles {
-		if o := t.troubles[i].x; o != y && o.nameAt() == y.nameAt() && o.Client.Addr() == y.Client.Addr() && o.Process.PID == y.Process.PID {
+		if o := t.troubles[i].x; o != y && o.nameAt() == y.nameAt() && o.Client.Addr() == y.Client.Addr() && o.maybeSameProcess(y) {
 			o.served = true
 		}
 	}
@@ -273,7 +281,7 @@ func (t *DNSTable) open(tr *trouble) {
 // addCase opens a case where the query with which the trouble began was lost, refused, or held up.
 func (t *DNSTable) addCase(symptom trace.Symptom, root *trace.Exchange, detail *trace.Trouble) {
 	x := detail.Exchange
-	c := trace.Case{Symptom: symptom, Trouble: detail, DNS: Question(x), Path: exchangePath(x)}
+	c := trace.Case{Symptom: symptom, Trouble: detail, DNS: dns.Question(x.Type, x.Name), Path: exchangePath(x)}
 	s, d := turningPoint(symptom, root)
 	if s == nil {
 		return
@@ -294,15 +302,6 @@ func (t *DNSTable) addCase(symptom trace.Symptom, root *trace.Exchange, detail *
 		}
 	}
 	t.cases = append(t.cases, c)
-}
-
-// Question is what a query asks, as it is written: "A www.example.com.".
-func Question(x *trace.Exchange) string {
-	name := x.Name
-	if name == "" {
-		return ""
-	}
-	return dns.TypeName(x.Type) + " " + name
 }
 
 // exchangePath is a query as a path.

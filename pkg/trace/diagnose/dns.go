@@ -80,7 +80,7 @@ func asker(x *trace.Exchange) string {
 }
 
 // question is what a query asks.
-func question(x *trace.Exchange) string { return dns.TypeName(x.Type) + " " + printable(x.Name) }
+func question(x *trace.Exchange) string { return printable(dns.Question(x.Type, x.Name)) }
 
 // dig is the command that asks a question again.
 func dig(x *trace.Exchange, options ...string) string {
@@ -93,7 +93,7 @@ func dig(x *trace.Exchange, options ...string) string {
 
 // askedFor tells of the query, and of the ones that were made of it.
 func askedFor(t *trace.Trouble) string {
-	text := fmt.Sprintf("%s asked %s for %s.", capital(asker(t.Exchange)), t.Server, question(t.Exchange))
+	text := fmt.Sprintf("The client, %s, asked %s for %s.", asker(t.Exchange), t.Server, question(t.Exchange))
 	if u := t.Upstream; u != nil {
 		text += fmt.Sprintf(" The resolver in %s asked %s for it.", name(u.Home()), u.Server)
 	}
@@ -168,7 +168,7 @@ func explainUnanswered(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	switch {
 	case root.Drop != nil && c.Place.Netns == root.Drop.Place.Netns:
-		e.cause += fmt.Sprintf("%s dropped it.", capital(here))
+		e.cause += fmt.Sprintf("It was dropped in %s.", here)
 		e.fix = []string{"# " + at(c.Place, "nft list ruleset") + "   # and routes, neighbours and sysctls there: why is it dropped?"}
 	case c.Direction == trace.Reply && root.Stage == trace.StageReceived:
 		explainSilent(e, c, s, root)
@@ -214,7 +214,7 @@ func explainSilent(e *explanation, c *trace.Case, s *trace.HostState, root *trac
 		e.cause += fmt.Sprintf(" %d bytes wait in the socket of %s: it does not read them (stopped, deadlocked, overloaded).", socket.Used, owner)
 	default:
 		e.confidence = trace.Certain
-		e.cause += fmt.Sprintf(" The socket of %s has been read: it took the query and answered nothing.", capital(owner))
+		e.cause += fmt.Sprintf(" The socket of %s has been read: it took the query and answered nothing.", owner)
 	}
 	if socket != nil {
 		e.evidence = append(e.evidence, state(s, "socket %s of %s: receive buffer %d of %d bytes, %d drops", socket.Local, owner, socket.Used, socket.Buffer, socket.Drops))
@@ -249,7 +249,7 @@ func explainErrorResponse(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	e.cause += "."
 	if t.Upstream != nil {
-		e.cause += fmt.Sprintf(" %s got %s.", capital(asker(t.Exchange)), outcomeText(t.Exchange))
+		e.cause += fmt.Sprintf(" The client got %s.", outcomeText(t.Exchange))
 	}
 	if !made {
 		e.cause += fmt.Sprintf(" The server is not among the namespaces that are traced; %s is the one that asked it.", here)
@@ -328,8 +328,8 @@ func explainFallback(c *trace.Case, _ *trace.HostState) *explanation {
 	return &explanation{
 		confidence: trace.Likely, device: c.Event.Device.Name, evidence: queryEvidence(t), fault: "tcp to " + t.Server.String(),
 		summary: fmt.Sprintf("the answer to %s did not fit into a datagram, and %s does not answer by TCP", question(t.Exchange), t.Server),
-		cause: fmt.Sprintf("%s got a truncated answer to %s and asked %s again by TCP, which was not answered. It was last seen in %s on %s.",
-			capital(asker(t.Exchange)), question(t.Exchange), t.Server, here, c.Event.Device.Name),
+		cause: fmt.Sprintf("The client, %s, got a truncated answer to %s and asked %s again by TCP, which was not answered. It was last seen in %s on %s.",
+			asker(t.Exchange), question(t.Exchange), t.Server, here, c.Event.Device.Name),
 		fix:    []string{fmt.Sprintf("# let %s be reached by TCP too (RFC 7766): on every filter on the way, and the resolver has to listen", t.Server)},
 		verify: []string{dig(t.Exchange, "+tcp")},
 	}
@@ -377,8 +377,8 @@ func explainAmplification(c *trace.Case, _ *trace.HostState) *explanation {
 			{Time: c.Event.Time, Text: "asked in vain before: " + strings.Join(t.Steps, ", ")},
 		},
 		summary: fmt.Sprintf("%s cost %d queries: %d names of the search list were asked first", plain, t.Queries, len(t.Steps)),
-		cause: fmt.Sprintf("%s asked for %s only after %s, none of which exists: the name has fewer dots than the option ndots demands, so the search list comes first.",
-			capital(asker(t.Exchange)), printable(t.Name), strings.Join(t.Steps, ", ")),
+		cause: fmt.Sprintf("The client, %s, asked for %s only after %s, none of which exists: the name has fewer dots than the option ndots demands, so the search list comes first.",
+			asker(t.Exchange), plain, strings.Join(t.Steps, ", ")),
 		fix: []string{
 			fmt.Sprintf("# write the name with a dot at its end (%s.), or lower ndots: \"options ndots:1\" in the client's resolv.conf, dnsConfig.options of a pod", plain),
 		},

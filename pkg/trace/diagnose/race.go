@@ -49,7 +49,7 @@ func explainInsertRace(c *trace.Case, s *trace.HostState) *explanation {
 	case c.Symptom == trace.SymptomUnanswered && c.Trouble.Lost && c.Direction == trace.Reply && s.Asked() && !s.DstLocal:
 		x := c.Trouble.Exchange
 		e.summary = fmt.Sprintf("the query %s was lost in %s, while the one that was sent together with it was answered", question(x), here)
-		e.cause = fmt.Sprintf("%s The query and its twin of the other type left the client at once. %s translates them, and let only one of them pass: they raced for one conntrack entry.", askedFor(c.Trouble), capital(here))
+		e.cause = fmt.Sprintf("%s The query and its twin of the other type left the client at once; both came to %s, and only one went on: they raced for one conntrack entry.", askedFor(c.Trouble), here)
 		e.evidence = append(e.evidence, queryEvidence(c.Trouble)...)
 	default:
 		return nil
