@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"fmt"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -123,9 +126,9 @@ func (i *investigator) isBlamed(c *trace.Case) bool {
 			return true
 		}
 	}
-	f.Count, f.Evidence = 1, []trace.Evidence{{
-		Time: c.Trouble.Last, Text: "because of that, the DNS query " + c.DNS + " of " + client.Src.String() + " to " + client.Dst.String() + " ended badly: " + c.Trouble.Outcome.String(),
-	}}
+	note := fmt.Sprintf("because of that, the DNS query %s of %s to %s ended badly (%s)", c.DNS, client.Src, client.Dst, c.Trouble.Outcome)
+	f.Count, f.Path, f.Evidence = 1, c.Path, append(slices.Clone(f.Evidence), trace.Evidence{Time: c.Trouble.Last, Text: note})
+	f.Cause += " " + strings.ToUpper(note[:1]) + note[1:] + "."
 	f.Connections = []trace.Connection{{Tuple: client, Count: 1, Last: c.Trouble.Last}}
 	f.LastSeen = c.Trouble.Last
 	i.recorder.AddFinding(f)

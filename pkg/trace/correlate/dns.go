@@ -296,7 +296,7 @@ func (t *DNSTable) create(key, name dns.Key, h *dns.Header, ev *trace.Event) *ex
 			ID: h.ID, Type: h.Type, Class: h.Class, RD: h.RD, Name: h.Name(), First: ev.Time, Last: ev.Time,
 			Sightings: make([]trace.Sighting, 0, 4), Tuples: make([]trace.Tuple, 0, 2),
 		},
-		key: key, made: isMade(ev), home: ev.Netns, asked: ev.Time,
+		key: key, made: isMade(ev) || ev.Hook == trace.HookDrop && ev.InIndex == 0, home: ev.Netns, asked: ev.Time,
 	}
 	if c := ev.Conntrack; c.Known() && (c.Reply.Reverse() == ev.Tuple || c.Original == ev.Tuple) {
 		x.Client, x.Server = c.Original.Src, c.Original.Dst

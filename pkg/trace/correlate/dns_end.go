@@ -213,7 +213,6 @@ func (t *DNSTable) dropped(ev *trace.Event) (*exchange, bool) {
 	x := t.find(key, ev, h.Response)
 	if x == nil && !h.Response {
 		x = t.create(key, name, &h, ev)
-		x.made = ev.InIndex == 0
 	}
 	switch {
 	case x == nil:
