@@ -68,7 +68,7 @@ type DNSTable struct {
 	waiting, lingering, expired queue
 
 	troubles  []trouble
-	made      map[nameAt]*exchange // queries that wait, by the namespace that made them
+	made      map[nameAt]*exchange // the latest query that a namespace made of a question
 	answering map[serverAt]time.Time
 	memory    answers
 	searches  map[searcher]*search
@@ -131,12 +131,13 @@ type exchange struct {
 	stray      bool      // a response came from elsewhere
 	ended      bool      // it was handed out
 	twin       *exchange // while this one is followed
-	beside     *exchange // made in the same namespace, of the same question
-	served     bool      // its client got the answer from another query
-	lost       bool      // its twin was answered
-	claimed    bool      // a trouble of whoever made its maker ask is told instead
-	upstream   *exchange // that failed, and was made for this one
-	previous   *exchange // that this one asks again
+	// Made in the same namespace, of the same question: before this one, and after it.
+	older, newer *exchange
+	served       bool      // its client got the answer from another query
+	lost         bool      // its twin was answered
+	claimed      bool      // a trouble of whoever made its maker ask is told instead
+	upstream     *exchange // that failed, and was made for this one
+	previous     *exchange // that this one asks again
 
 	queue      *queue
 	after, ago *exchange // neighbours in the queue
@@ -306,7 +307,9 @@ func (t *DNSTable) create(key, name dns.Key, h *dns.Header, ev *trace.Event) *ex
 	t.relate(x)
 	t.askers[x.asker] = x
 	if x.made {
-		x.beside = t.made[x.nameAt()]
+		if x.older = t.made[x.nameAt()]; x.older != nil {
+			x.older.newer = x
+		}
 		t.made[x.nameAt()] = x
 	}
 	x.next = t.messages[key]
@@ -325,6 +328,9 @@ func (t *DNSTable) relate(x *exchange) {
 	if latest.Type != x.Type && x.First.Sub(latest.First) < dnsTwin && (latest.Client == x.Client || sameProcess) {
 		x.Twin, latest.Twin = latest.Number, x.Number
 		x.twin, latest.twin = latest, x
+	}
+	if latest.Outcome == trace.Failed && latest.Type == x.Type && sameProcess {
+		x.previous = latest // it may be asked in simpler words now
 	}
 	candidates := [...]*exchange{latest, latest.twin, nil, nil}
 	if latest.previous != nil { // the other type has been asked again a moment ago

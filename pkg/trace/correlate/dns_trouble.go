@@ -46,22 +46,18 @@ func (t *DNSTable) forgetMade(x *exchange) {
 	if !x.made {
 		return
 	}
-	key := x.nameAt()
-	head := t.made[key]
 	switch {
-	case head == x && x.beside == nil:
-		delete(t.made, key)
-	case head == x:
-		t.made[key] = x.beside
+	case x.newer != nil:
+		x.newer.older = x.older
+	case x.older == nil:
+		delete(t.made, x.nameAt())
 	default:
-		for ; head != nil; head = head.beside {
-			if head.beside == x {
-				head.beside = x.beside
-				break
-			}
-		}
+		t.made[x.nameAt()] = x.older
 	}
-	x.beside = nil
+	if x.older != nil {
+		x.older.newer = x.newer
+	}
+	x.older, x.newer = nil, nil
 }
 
 // Cases returns the cases that were opened since the last call.
@@ -224,7 +220,7 @@ func (t *DNSTable) claim(tr *trouble) {
 			take(o.x)
 		}
 	}
-	for y := t.made[key]; y != nil; y = y.beside {
+	for y, n := t.made[key], 0; y != nil && n < maxLookedAt; y, n = y.older, n+1 {
 		if y.Outcome == trace.Pending {
 			take(y)
 		}
