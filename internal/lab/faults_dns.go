@@ -86,9 +86,9 @@ func redirected(host string, f Family, port uint16) Change {
 }
 
 // proxying starts a DNS proxy on a host's port 15053.
-func proxying(host string, f Family) Change {
+func proxying(host string, f Family, r Resolver) Change {
 	return Change{Host: host, Text: "start a DNS proxy on port 15053", apply: func(n *Network) error {
-		for _, s := range resolving(host, addrPort(loopback(f), 15053), Resolver{}) {
+		for _, s := range resolving(host, addrPort(loopback(f), 15053), r) {
 			if err := n.startService(context.Background(), s); err != nil {
 				return err
 			}
@@ -118,7 +118,7 @@ func healthyDNS(f Family) []Lab {
 		{Name: "healthy-truncated", Topology: dnsService(f), Title: "an answer that does not fit into a datagram", Doc: "The client asks again by TCP, and is answered.",
 			Setting: []Change{resolver("resolver", "truncate", f, Resolver{Truncate: true})}},
 		{Name: "healthy-redirect", Topology: dnsService(f), Title: "DNS that is redirected to a proxy", Doc: "Rules of the client's namespace send its queries to a DNS proxy on loopback.",
-			Setting: []Change{redirected("client", f, 15053), proxying("client", f)}},
+			Setting: []Change{redirected("client", f, 15053), proxying("client", f, Resolver{})}},
 	}
 }
 
@@ -180,6 +180,9 @@ func faultyDNSv4() []Lab {
 		{Name: "upstream-servfail", Topology: dnsService(f), Finding: "dns-error-response", Direction: trace.Reply, Where: "upstream", Outcome: Broken,
 			Title: "a resolver whose upstream fails", Doc: "It passes on the SERVFAIL that it got.",
 			Setting: []Change{forward}, Faults: []Change{resolver("upstream", "fail", f, Resolver{Rcode: dns.RcodeServerFailure})}},
+		{Name: "redirect-loop", Topology: dnsService(f), Finding: "redirect-loop", Direction: trace.Request, Where: "client", Outcome: Broken,
+			Title: "a DNS proxy whose own queries are redirected to itself", Doc: "The rules of the client's namespace do not except the proxy: what it asks the service comes back to it.",
+			Faults: []Change{redirected("client", f, 15053), proxying("client", f, Resolver{Forward: addrPort(vip(f), 53)})}},
 		{Name: "first-silent", Topology: looking(f, second), Finding: "dns-unanswered", Direction: trace.Reply, Where: "resolver", Outcome: Connected,
 			Title: "a first server that is dead", Doc: "The second one answers, each time a second later.",
 			Faults: []Change{resolver("resolver", "stay silent", f, Resolver{Silent: true})}},

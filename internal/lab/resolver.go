@@ -31,6 +31,7 @@ type resolverServer struct {
 	Netns  string // name of the namespace that it asks others from
 	server *dns.Server
 	socket interface{ File() (*os.File, error) }
+	asking chan struct{} // as many as ask another one at once
 }
 
 // resolver opens the service's socket in the calling thread's namespace and begins to answer.
@@ -56,7 +57,7 @@ func (s Service) resolver(ctx context.Context, name string) (*resolverServer, er
 
 // startResolver begins to answer on one of the two.
 func startResolver(behaviour Resolver, name string, datagrams *net.UDPConn, listener *net.TCPListener) *resolverServer {
-	r := &resolverServer{Resolver: behaviour, Netns: name}
+	r := &resolverServer{Resolver: behaviour, Netns: name, asking: make(chan struct{}, maxAsking)}
 	r.server = &dns.Server{Handler: r}
 	if datagrams != nil {
 		r.server.PacketConn, r.socket = datagrams, datagrams
@@ -99,6 +100,12 @@ func (r *resolverServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 // forward asks another resolver.
 func (r *resolverServer) forward(m, q *dns.Msg) {
 	m.Rcode = dns.RcodeServerFailure
+	select {
+	case r.asking <- struct{}{}:
+		defer func() { <-r.asking }()
+	default:
+		return
+	}
 	ns, err := netns.GetFromName(r.Netns)
 	if err != nil {
 		return
@@ -113,6 +120,9 @@ func (r *resolverServer) forward(m, q *dns.Msg) {
 		return err
 	})
 }
+
+// maxAsking bounds what a resolver does that asks itself.
+const maxAsking = 8
 
 // forwardTimeout is how long a resolver waits for the one that it asks.
 const forwardTimeout = 1500 * time.Millisecond

@@ -16,6 +16,8 @@ type Trouble struct {
 	Dead bool
 	// Lost: the query that was made together with this one was answered.
 	Lost bool
+	// Loop: the query that a resolver made of it came back to that resolver.
+	Loop bool
 	// Truncated: it is the TCP retry of a query whose answer did not fit.
 	Truncated bool
 	// Steps are the names that a search list made of the question's, and that were asked in vain.
@@ -43,3 +45,9 @@ type Resolved struct {
 
 // Stale reports whether it must not be used any more.
 func (r Resolved) Stale() bool { return r.Name != "" && r.Age > r.TTL }
+
+// Old reports whether what it stood for may have changed since.
+func (r Resolved) Old() bool { return r.Name != "" && (r.Stale() || r.Age >= oldAnswer) }
+
+// oldAnswer is, in seconds, what services that come and go give as TTL at most.
+const oldAnswer = 30

@@ -228,6 +228,12 @@ func (t *DNSTable) claim(tr *trouble) {
 	tr.x.upstream = found
 }
 
+// comesBackAs reports whether the query that a resolver made of this one came to the same socket.
+func (x *exchange) comesBackAs(y *exchange) bool {
+	came, back := x.received(), y.received()
+	return came != nil && back != nil && came.Place.Netns == back.Place.Netns && x.TupleOf(came).Dst == y.TupleOf(back).Dst
+}
+
 // received is where the query came to a host that did not send it on; nil: that was not seen.
 func (x *exchange) received() *trace.Sighting {
 	var last *trace.Sighting
@@ -253,6 +259,9 @@ func (t *DNSTable) open(tr *trouble) {
 		if y.upstream == nil || depth == maxHops-1 {
 			break
 		}
+		if y.comesBackAs(y.upstream) {
+			detail.Loop = true
+		}
 		y = y.upstream
 		copied := y.Exchange
 		copied.Stage = y.stage()
@@ -266,6 +275,10 @@ func (t *DNSTable) open(tr *trouble) {
 			symptom = trace.SymptomMisaddressed
 		case trace.Late, trace.Answered:
 			symptom = trace.SymptomLate
+		}
+		if detail.Loop {
+			symptom = trace.SymptomUnanswered
+			break
 		}
 	}
 	if tr.x.Protocol == trace.TCP {

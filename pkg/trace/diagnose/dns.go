@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -346,12 +347,27 @@ func withDNS(f *trace.Finding, c *trace.Case) {
 	case c.DNS != "":
 		f.Cause += fmt.Sprintf(" What was lost is the DNS query %s to %s.", printable(c.DNS), c.Path.Server)
 	}
-	if r := c.Resolved; r.Stale() {
-		text := fmt.Sprintf("the client's address %s for %s came from an answer of %s with a TTL of %d s, %d s before this connection, and the client has not asked again since",
-			c.Path.Server.Addr(), printable(r.Name), r.Server, r.TTL, r.Age)
-		f.Cause += " " + capital(text) + ": the address may be another's, or nobody's, by now."
-		f.Evidence = append(f.Evidence, trace.Evidence{Time: c.Path.First.Add(-time.Duration(r.Age) * time.Second), Text: text})
+	withAddress(f, c)
+}
+
+// virtual are the addresses that meshes make up for names: Kuma's virtual IPs, Istio's automatic ones.
+var virtual = netip.MustParsePrefix("240.0.0.0/4")
+
+// withAddress adds where the client has the server's address from, where that may be the fault.
+func withAddress(f *trace.Finding, c *trace.Case) {
+	r, addr := c.Resolved, c.Path.Server.Addr()
+	if r.Name == "" || !r.Old() && !virtual.Contains(addr) {
+		return
 	}
+	text := fmt.Sprintf("the client has the address %s from an answer of %s for %s with a TTL of %d s, that came %d s before this connection, and has not asked for it again since",
+		addr, r.Server, printable(r.Name), r.TTL, r.Age)
+	f.Cause += " " + capital(text)
+	if r.Stale() {
+		f.Cause += ": its time was over, and it may be another's, or nobody's, by now."
+	} else {
+		f.Cause += ": if what it stood for was changed or removed meanwhile, the client does not know."
+	}
+	f.Evidence = append(f.Evidence, trace.Evidence{Time: c.Path.First.Add(-time.Duration(r.Age) * time.Second), Text: text})
 }
 
 // asFallback turns the finding about a TCP connection that was to fetch what did

@@ -12,7 +12,7 @@ import (
 )
 
 func init() {
-	for _, id := range []string{"dns-tcp-fallback-blocked", "conntrack-insert-race", "dns-unanswered", "dns-error-response", "dns-late-reply", "dns-search-amplification", "redirect-target-not-listening"} {
+	for _, id := range []string{"dns-tcp-fallback-blocked", "conntrack-insert-race", "dns-unanswered", "dns-error-response", "dns-late-reply", "dns-search-amplification", "redirect-target-not-listening", "redirect-loop"} {
 		explainedElsewhere[id] = true
 	}
 }
@@ -109,6 +109,7 @@ func TestExplainDNS(t *testing.T) {
 		"lost once, and asked again":                  {with(silent(), func(d *trace.Trouble) { d.Served = true }), here, "", 0, 0, ""},
 		"a dead first server":                         {with(silent(), func(d *trace.Trouble) { d.Served, d.Dead = true, true }), here, "dns-unanswered", trace.Reply, trace.Certain, "Another server answered"},
 		"an upstream that keeps silent":               {with(troubled(trace.SymptomUnanswered, trace.Reply, upstream, 3), func(d *trace.Trouble) { d.Exchange, d.Upstream = failed, upstream }), here, "dns-unanswered", trace.Reply, trace.Certain, "asked 192.0.2.53:53 for it"},
+		"a proxy that asks itself":                    {with(troubled(trace.SymptomUnanswered, trace.Reply, upstream, 3), func(d *trace.Trouble) { d.Exchange, d.Upstream, d.Loop = failed, upstream, true }), here, "redirect-loop", trace.Request, trace.Certain, "came back to it"},
 		"an error":                                    {troubled(trace.SymptomErrorResponse, trace.Reply, failed, 4), here, "dns-error-response", trace.Reply, trace.Certain, "answered SERVFAIL"},
 		"an error of a server elsewhere":              {troubled(trace.SymptomErrorResponse, trace.Reply, failed, 0), trace.HostState{}, "dns-error-response", trace.Reply, trace.Certain, "not among the namespaces"},
 		"a late answer":                               {troubled(trace.SymptomLate, trace.Reply, query(trace.Late, 2), 4), here, "dns-late-reply", trace.Reply, trace.Certain, "dnsmasq (pid 9) in resolver took to answer"},
@@ -158,14 +159,24 @@ func TestDNSAroundOthers(t *testing.T) {
 	}
 }
 
-// An address that DNS gave long ago is told, one that it gave a moment ago is not.
-func TestStaleAddress(t *testing.T) {
-	for age, told := range map[uint32]bool{10: false, 3700: true} {
-		c := request(trace.SymptomRefused, vip4)
-		c.Resolved = trace.Resolved{Name: "ext.mesh.", Server: netip.MustParseAddrPort("10.96.0.10:53"), TTL: 3600, Age: age}
+// An address that DNS gave long ago is told, one that it gave a moment ago is not, unless it is a mesh's.
+func TestOldAddress(t *testing.T) {
+	for name, tt := range map[string]struct {
+		server   string
+		ttl, age uint32
+		text     string
+	}{
+		"fresh":            {"203.0.113.80:80", 3600, 10, ""},
+		"old":              {"203.0.113.80:80", 3600, 1000, "changed or removed meanwhile"},
+		"over":             {"203.0.113.80:80", 5, 10, "its time was over"},
+		"virtual":          {"240.0.0.3:80", 3600, 2, "changed or removed meanwhile"},
+		"virtual and over": {"240.0.0.3:80", 3600, 3700, "its time was over"},
+	} {
+		c := request(trace.SymptomRefused, tuple("198.51.100.7:41822", tt.server))
+		c.Resolved = trace.Resolved{Name: "ext.mesh.", Server: netip.MustParseAddrPort("10.96.0.10:53"), TTL: tt.ttl, Age: tt.age}
 		f, _ := Explain(&c, &trace.HostState{DstLocal: true, Onward: found, ReadAt: now})
-		if f.ID != "port-not-listening" || strings.Contains(f.Cause, "ext.mesh. came from an answer") != told {
-			t.Errorf("age %d: %s %s", age, f.ID, f.Cause)
+		if f.ID != "port-not-listening" || strings.Contains(f.Cause, "for ext.mesh. with a TTL") != (tt.text != "") || !strings.Contains(f.Cause, tt.text) {
+			t.Errorf("%s: %s %s", name, f.ID, f.Cause)
 		}
 	}
 }

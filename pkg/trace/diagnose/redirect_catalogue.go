@@ -39,7 +39,9 @@ var redirectLoop = Rule{
 	Title:    "the proxy's own traffic is redirected to itself",
 	Severity: trace.Error,
 	Doc: "What the proxy sends to other hosts, to its name server, or from 127.0.0.6 (::6) to the application is redirected back to the proxy: each connection makes another, thousands a second, and no packet is dropped. " +
-		"The rules tell the proxy by its user, group or mark. They lack that exception, or are for another user than the one of the process that listens.",
+		"The rules tell the proxy by its user, group or mark. They lack that exception, or are for another user than the one of the process that listens. " +
+		"It is also told of a DNS query that came back to the resolver, or proxy, that had made it of another one.",
+	explain: explainAskedItself,
 }
 
 var loopbackBlocked = Rule{

@@ -61,3 +61,27 @@ func explainRefusedRedirect(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	return e
 }
+
+// explainAskedItself tells of a DNS proxy, or a resolver, to which its own query came back.
+func explainAskedItself(c *trace.Case, s *trace.HostState) *explanation {
+	t := c.Trouble
+	if t == nil || !t.Loop || c.Symptom != trace.SymptomUnanswered {
+		return nil
+	}
+	home, own := t.Root().Home(), actual(t.Root())
+	here, owner := name(home), "the resolver"
+	if who, _ := receiver(s); who != "" {
+		owner = who
+	}
+	return &explanation{
+		confidence: trace.Certain, direction: trace.Request, place: home, device: c.Event.Device.Name, fault: "asks itself", evidence: queryEvidence(t),
+		summary: fmt.Sprintf("%s in %s asks itself: its own DNS queries to %s come back to it", owner, here, t.Root().Server),
+		cause: fmt.Sprintf("%s For that, %s asked %s, and that query came back to it as %s: a redirect or NAT rule takes its own queries too, or its upstream leads back to it. Each query makes another, and none is answered.",
+			askedFor(t), owner, t.Root().Server, own),
+		fix: []string{
+			fmt.Sprintf("# except %s in %s from the redirect (by its user or mark), or give it an upstream that does not lead back to it", owner, here),
+			"# the rules: " + at(home, "nft list ruleset"),
+		},
+		verify: []string{dig(t.Exchange)},
+	}
+}

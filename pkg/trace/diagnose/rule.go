@@ -39,6 +39,7 @@ func Rules() []Rule {
 	return []Rule{
 		dnsTCPFallbackBlocked,
 		conntrackInsertRace,
+		redirectLoop,
 		dnsUnanswered,
 		dnsErrorResponse,
 		dnsLateReply,
