@@ -161,7 +161,7 @@ func searchList(name string, domains ...string) Lookup {
 func healthyDNSv4() []Lab {
 	const f = IPv4
 	return []Lab{
-		{Name: "healthy-slow", Topology: dnsService(f), Title: "a resolver that takes its time", Doc: "It answers after 0.6 s, and the client waits for a second.",
+		{Name: "healthy-slow", Topology: dnsService(f), Title: "a resolver that takes its time", Doc: "It answers after 0.6 s, and the client waits for two.",
 			Setting: []Change{resolver("resolver", "take its time", f, Resolver{Delay: 600 * time.Millisecond})}},
 		{Name: "healthy-search", Topology: looking(f, searchList("www", "a.test", "b.test", "c.test", "lab.test")), Title: "a search list that ends well", Doc: "The fourth name of the list exists: that is what it is for."},
 		{Name: "healthy-forward", Topology: dnsService(f), Title: "a resolver that asks another one", Doc: "The query that it makes is one of its own.",
@@ -174,7 +174,7 @@ func faultyDNSv4() []Lab {
 	forward := resolver("resolver", "forward", f, Resolver{Forward: addrPort(direct.addr(f, 53), 53)})
 	second := Lookup{Names: []string{"www.lab.test."}, Servers: []netip.AddrPort{addrPort(direct.addr(f, 53), 53)}}
 	return []Lab{
-		{Name: "upstream-silent", Topology: looking(f, Lookup{Names: []string{"www.lab.test."}, Timeout: 2 * time.Second}), Finding: "dns-unanswered", Direction: trace.Reply, Where: "upstream", Outcome: Broken,
+		{Name: "upstream-silent", Topology: looking(f, Lookup{Names: []string{"www.lab.test."}, Timeout: 4 * time.Second}), Finding: "dns-unanswered", Direction: trace.Reply, Where: "upstream", Outcome: Broken,
 			Title: "a resolver whose upstream answers nothing", Doc: "The client gets SERVFAIL, which is not the resolver's fault.",
 			Setting: []Change{forward}, Faults: []Change{resolver("upstream", "stay silent", f, Resolver{Silent: true})}},
 		{Name: "upstream-servfail", Topology: dnsService(f), Finding: "dns-error-response", Direction: trace.Reply, Where: "upstream", Outcome: Broken,
@@ -184,7 +184,7 @@ func faultyDNSv4() []Lab {
 			Title: "a DNS proxy whose own queries are redirected to itself", Doc: "The rules of the client's namespace do not except the proxy: what it asks the service comes back to it.",
 			Faults: []Change{redirected("client", f, 15053), proxying("client", f, Resolver{Forward: addrPort(vip(f), 53)})}},
 		{Name: "first-silent", Topology: looking(f, second), Finding: "dns-unanswered", Direction: trace.Reply, Where: "resolver", Outcome: Connected,
-			Title: "a first server that is dead", Doc: "The second one answers, each time a second later.",
+			Title: "a first server that is dead", Doc: "The second one answers, each time two seconds later.",
 			Faults: []Change{resolver("resolver", "stay silent", f, Resolver{Silent: true})}},
 		{Name: "tcp-closed", Topology: dnsService(f), Finding: "dns-tcp-fallback-blocked", Direction: trace.Request, Where: "resolver",
 			Title: "a resolver that does not listen on TCP", Doc: "Its answer does not fit into a datagram, and the connection that is to fetch it is refused.",

@@ -147,8 +147,11 @@ func answerFromZone(m *dns.Msg, q dns.Question) {
 type Lookup struct {
 	Names   []string         // one after the other, until one exists
 	Servers []netip.AddrPort // after the client's own
-	Timeout time.Duration    // of each query; 0: resend
+	Timeout time.Duration    // of each query; 0: lookupTimeout
 }
+
+// lookupTimeout gives a slow machine time to answer.
+const lookupTimeout = 2 * time.Second
 
 // resolve looks the names up in the calling thread's namespace.
 func (c Client) resolve() Outcome {
@@ -177,7 +180,7 @@ func (c Client) resolve() Outcome {
 func (c Client) askServers(name string, kind uint16) *dns.Msg {
 	timeout := c.Lookup.Timeout
 	if timeout == 0 {
-		timeout = resend
+		timeout = lookupTimeout
 	}
 	for range 2 {
 		for _, server := range append([]netip.AddrPort{c.Server}, c.Lookup.Servers...) {
