@@ -16,7 +16,7 @@ var findings = map[string]bool{
 	"forwarding-disabled": false, "vip-not-local": false, "netfilter-drop": false, "port-not-listening": false,
 	"xdp-drop": false, "tc-drop": false, "conntrack-invalid-drop": false, "tunnel-mismatch": false, "openvswitch-drop": false,
 	"dns-unanswered": false, "dns-error-response": false, "dns-late-reply": false, "dns-tcp-fallback-blocked": false,
-	"dns-search-amplification": false, "redirect-target-not-listening": false,
+	"dns-search-amplification": false, "redirect-target-not-listening": false, "redirect-loop": false,
 	"mtu-blackhole": false, "fragment-drop": false, "socket-buffer-full": false,
 }
 
