@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/replypath/replypath/internal/metrics"
+	"github.com/replypath/replypath/internal/probe"
 	"github.com/replypath/replypath/pkg/trace"
 	"github.com/replypath/replypath/pkg/trace/dns"
 )
@@ -134,3 +135,30 @@ func (i *investigator) isBlamed(c *trace.Case) bool {
 	i.recorder.AddFinding(f)
 	return true
 }
+
+// lossTime is when events were lost last: of those that tell of DNS. It belongs to the reading goroutine.
+type lossTime struct {
+	looked, last time.Time
+	count        uint64
+}
+
+// lossLook is how often it is asked at most.
+const lossLook = 100 * time.Millisecond
+
+// noteLoss looks whether events were lost since it was asked before: for want of room in the ring.
+func (p *pipeline) noteLoss(now time.Time) {
+	if now.Sub(p.lost.looked) < lossLook {
+		return
+	}
+	p.lost.looked = now
+	losses, err := p.probe.Losses()
+	if err != nil {
+		return
+	}
+	if n := losses[probe.LossCauses[0]]; n != p.lost.count {
+		p.lost.count, p.lost.last = n, now
+	}
+}
+
+// since reports whether something was lost at or after a time.
+func (l *lossTime) since(t time.Time) bool { return !l.last.Before(t) }

@@ -41,6 +41,7 @@ type pipeline struct {
 	dnsLost   [2]atomic.Uint64 // of the DNS table: evicted, not followed
 	livePaths atomic.Int64
 	drops     dropCounter
+	lost      lossTime
 
 	mu      sync.Mutex
 	settles []chan struct{} // who waits for what was seen to be handed out
@@ -79,6 +80,7 @@ func (p *pipeline) add(ev *trace.Event) {
 
 // idle is called when the ring is empty.
 func (p *pipeline) idle() {
+	p.noteLoss(time.Now())
 	p.table.Advance(time.Now())
 	p.dns.Advance(time.Now())
 	p.mu.Lock()
@@ -107,6 +109,8 @@ func (p *pipeline) handOut() {
 		p.investigator.submit(c)
 	}
 	for _, c := range p.dns.Cases() {
+		p.noteLoss(time.Now())
+		c.Trouble.Lossy = p.lost.since(c.Trouble.First)
 		p.investigator.submit(c)
 	}
 	for _, path := range p.table.Done() {

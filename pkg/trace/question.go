@@ -16,6 +16,8 @@ type Trouble struct {
 	Dead bool
 	// Lost: the query that was made together with this one was answered.
 	Lost bool
+	// Lossy: events were lost while it was under way.
+	Lossy bool
 	// Loop: the query that a resolver made of it came back to that resolver.
 	Loop bool
 	// Truncated: it is the TCP retry of a query whose answer did not fit.

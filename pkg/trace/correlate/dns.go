@@ -70,6 +70,7 @@ type DNSTable struct {
 	troubles  []trouble
 	made      map[nameAt]*exchange // the latest query that a namespace made of a question
 	answering map[serverAt]time.Time
+	homes     map[trace.Netns]struct{} // where responses were seen to come to clients
 	memory    answers
 	searches  map[searcher]*search
 	cut       map[cutKey]*trace.Exchange // whose answers did not fit, of late
@@ -96,7 +97,7 @@ func NewDNS(cfg DNSConfig) *DNSTable {
 	cfg.setDefaults()
 	return &DNSTable{
 		cfg: cfg, messages: make(map[dns.Key]*exchange), askers: make(map[asker]*exchange),
-		places: make(map[trace.Netns]cachedPlace), streams: newStreams(), made: make(map[nameAt]*exchange), answering: make(map[serverAt]time.Time),
+		places: make(map[trace.Netns]cachedPlace), streams: newStreams(), made: make(map[nameAt]*exchange), answering: make(map[serverAt]time.Time), homes: make(map[trace.Netns]struct{}),
 		memory: newAnswers(), searches: make(map[searcher]*search), cut: make(map[cutKey]*trace.Exchange),
 	}
 }
@@ -121,6 +122,7 @@ type exchange struct {
 	key        dns.Key // of its messages
 	asker      asker
 	next       *exchange   // with the same key
+	unfollowed uint64      // DNSStats.Unfollowed when it began
 	made       bool        // it began here: the first sighting is of the query being sent
 	home       trace.Netns // where it was first seen
 	skb        uint64      // of the packet seen last, its time and direction
@@ -298,6 +300,7 @@ func (t *DNSTable) create(key, name dns.Key, h *dns.Header, ev *trace.Event) *ex
 			Sightings: make([]trace.Sighting, 0, 4), Tuples: make([]trace.Tuple, 0, 2),
 		},
 		key: key, made: isMade(ev) || ev.Hook == trace.HookDrop && ev.InIndex == 0, home: ev.Netns, asked: ev.Time,
+		unfollowed: t.stats.Unfollowed,
 	}
 	if c := ev.Conntrack; c.Known() && (c.Reply.Reverse() == ev.Tuple || c.Original == ev.Tuple) {
 		x.Client, x.Server = c.Original.Src, c.Original.Dst

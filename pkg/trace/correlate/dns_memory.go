@@ -96,6 +96,10 @@ func (t *DNSTable) learn(x *exchange, h *dns.Header, message []byte) {
 	if len(t.answering) >= maxServers {
 		clear(t.answering)
 	}
+	if len(t.homes) >= maxServers {
+		clear(t.homes)
+	}
+	t.homes[x.home] = struct{}{}
 	t.answering[serverAt{x.home, x.Server}] = x.First.Add(x.Latency)
 	if x.Outcome != trace.Answered {
 		return

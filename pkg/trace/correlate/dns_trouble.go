@@ -102,6 +102,9 @@ func (t *DNSTable) suspect(x *exchange, told *trace.Exchange, now time.Time) {
 		}
 		tr.symptom = trace.SymptomLate
 	case trace.Unanswered:
+		if !t.isSeenWhole(x, told) {
+			return
+		}
 		tr.symptom = trace.SymptomUnanswered
 		tr.due = latest(x.asked.Add(t.cfg.Deadline), now.Add(troubleLate))
 	case trace.WrongSource:
@@ -121,6 +124,21 @@ func (t *DNSTable) suspect(x *exchange, told *trace.Exchange, now time.Time) {
 	if len(t.troubles) < maxTroubles && alike < maxOfOne {
 		t.troubles = append(t.troubles, tr)
 	}
+}
+
+// isSeenWhole reports whether a response to a query would have been seen: that none was
+// is no fault where it takes another way than the query, or one that shows no packets.
+func (t *DNSTable) isSeenWhole(x *exchange, told *trace.Exchange) bool {
+	switch {
+	case x.Protocol == trace.TCP && t.stats.Unfollowed != x.unfollowed:
+		return false
+	case !x.made:
+		return told.Stage == trace.StageReceived // it only passed here
+	case told.Stage >= trace.StageAnswered && told.Drop == nil && told.Attempts < 2 && !x.superseded:
+		_, seen := t.homes[x.home] // else programs may hand packets to it past all hooks
+		return seen
+	}
+	return true
 }
 
 func latest(a, b time.Time) time.Time {

@@ -69,6 +69,18 @@ func TestTroubles(t *testing.T) {
 			p, b := asks(5, 2, "10.0.0.7:1001", one, "www.test. 4", 0)
 			r.see(q, a, p, b)
 		}, nil, false},
+		"a query that only passes here": {func(r *dnsRun) {
+			q, _ := asks(0, 1, "10.0.0.7:1000", one, "www.test. 4", 0)
+			in := q
+			in.hook, in.in, in.device = rx, 3, 3
+			q.in, q.again, q.at = 3, true, 0.1
+			r.see(in, q)
+		}, nil, false},
+		"a response that no hook shows at the client": {func(r *dnsRun) {
+			q, a := asks(0, 1, "10.0.0.7:1000", one, "www.test. 4", 0)
+			a.ns, a.device = nodeNS, 4
+			r.see(q, a)
+		}, nil, false},
 		"a client that went away": {func(r *dnsRun) {
 			q, _ := asks(0, 1, "10.0.0.7:1000", one, "www.test. 4", 0)
 			r.see(q)

@@ -162,6 +162,12 @@ func explainUnanswered(c *trace.Case, s *trace.HostState) *explanation {
 		return nil
 	}
 	root, here := t.Root(), name(c.Place)
+	switch {
+	case t.Lossy && !t.Dead:
+		return nil // the response may be what was not seen
+	case s.Asked() && !s.DstLocal && root.Stage == trace.StageReceived && !root.Sightings[0].Made:
+		return nil // it passes here, perhaps by a program that shows no packets
+	}
 	e := &explanation{
 		confidence: trace.Likely, device: c.Event.Device.Name, cause: askedFor(t) + " ", evidence: queryEvidence(t),
 		summary: fmt.Sprintf("%s got no answer from %s to %s", asker(t.Exchange), t.Server, question(t.Exchange)),
@@ -179,6 +185,10 @@ func explainUnanswered(c *trace.Case, s *trace.HostState) *explanation {
 	default:
 		e.cause += fmt.Sprintf("The query to %s left %s by %s, and was not seen again; no response came back.", actual(root), here, c.Event.Device.Name)
 		e.fix = []string{fmt.Sprintf("# is %s there, and does it answer? What lies beyond %s of %s was not traced", actual(root), c.Event.Device.Name, here)}
+	}
+	if t.Lossy {
+		e.confidence = trace.Possible
+		e.evidence = append(e.evidence, trace.Evidence{Time: t.Last, Text: "events were lost meanwhile: of a response, too, nothing may have been seen"})
 	}
 	if t.Served {
 		e.summary = fmt.Sprintf("%s answers nothing; %s was served by another server", t.Server, asker(t.Exchange))

@@ -107,6 +107,8 @@ func TestExplainDNS(t *testing.T) {
 		"a query that left and was not seen again":    {troubled(trace.SymptomUnanswered, trace.Request, query(trace.Unanswered, 0), 2), trace.HostState{}, "dns-unanswered", trace.Request, trace.Likely, "was not seen again"},
 		"a response that was lost":                    {troubled(trace.SymptomUnanswered, trace.Reply, func() *trace.Exchange { x := query(trace.Unanswered, 1); x.Stage = trace.StageAnswered; return x }(), 4), trace.HostState{}, "dns-unanswered", trace.Reply, trace.Likely, "did not reach the client"},
 		"lost once, and asked again":                  {with(silent(), func(d *trace.Trouble) { d.Served = true }), here, "", 0, 0, ""},
+		"events were lost meanwhile":                  {with(silent(), func(d *trace.Trouble) { d.Lossy = true }), here, "", 0, 0, ""},
+		"events were lost, and it answers nothing":    {with(silent(), func(d *trace.Trouble) { d.Lossy, d.Dead = true, true }), here, "dns-unanswered", trace.Reply, trace.Possible, "no response left"},
 		"a dead first server":                         {with(silent(), func(d *trace.Trouble) { d.Served, d.Dead = true, true }), here, "dns-unanswered", trace.Reply, trace.Certain, "Another server answered"},
 		"an upstream that keeps silent":               {with(troubled(trace.SymptomUnanswered, trace.Reply, upstream, 3), func(d *trace.Trouble) { d.Exchange, d.Upstream = failed, upstream }), here, "dns-unanswered", trace.Reply, trace.Certain, "asked 192.0.2.53:53 for it"},
 		"a proxy that asks itself":                    {with(troubled(trace.SymptomUnanswered, trace.Reply, upstream, 3), func(d *trace.Trouble) { d.Exchange, d.Upstream, d.Loop = failed, upstream, true }), here, "redirect-loop", trace.Request, trace.Certain, "came back to it"},
