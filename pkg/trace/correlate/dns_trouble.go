@@ -194,7 +194,8 @@ func (t *DNSTable) conclude(now time.Time) {
 	t.troubles = keep
 }
 
-// isFault reports whether a trouble is one for its client.
+// isFault reports whether a trouble is one for its client: an error that another query makes
+// good at once, from another server or in simpler words, is none.
 func (t *DNSTable) isFault(tr *trouble) bool {
 	x := tr.x
 	switch {
@@ -202,19 +203,11 @@ func (t *DNSTable) isFault(tr *trouble) bool {
 		return true
 	case tr.symptom == trace.SymptomLate:
 		return x.superseded
-	case tr.symptom == trace.SymptomErrorResponse:
-		return x.Rcode != rcodeFORMERR && x.Rcode != rcodeNOTIMP && x.Rcode != rcodeBADVERS // asked again in simpler words
 	case tr.symptom == trace.SymptomUnanswered:
 		return t.answering[serverAt{x.home, x.Server}].Before(x.First) || x.lost
 	}
 	return false
 }
-
-const (
-	rcodeFORMERR = 1
-	rcodeNOTIMP  = 4
-	rcodeBADVERS = 16
-)
 
 // claim looks for the query that the resolver made of one that ended badly, and that did so first.
 func (t *DNSTable) claim(tr *trouble) {

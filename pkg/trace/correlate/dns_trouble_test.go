@@ -69,6 +69,11 @@ func TestTroubles(t *testing.T) {
 			p, b := asks(5, 2, "10.0.0.7:1001", one, "www.test. 4", 0)
 			r.see(q, a, p, b)
 		}, nil, false},
+		"an error, and the second server answers": {func(r *dnsRun) {
+			q, a := asks(0, 1, "10.0.0.7:1000", one, "www.test. 4", dns.RcodeServerFailure)
+			p, b := asks(2, 1, "10.0.0.7:1000", two, "www.test. 4", 0)
+			r.see(q, a, p, b)
+		}, nil, false},
 		"a query that only passes here": {func(r *dnsRun) {
 			q, _ := asks(0, 1, "10.0.0.7:1000", one, "www.test. 4", 0)
 			in := q

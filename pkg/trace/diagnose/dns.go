@@ -27,7 +27,7 @@ var dnsErrorResponse = Rule{
 	Title:    "the resolver answered SERVFAIL, REFUSED, … (NXDOMAIN alone is no fault)",
 	Severity: trace.Error,
 	Doc: "The response says that something went wrong. It is told where the error was made: a resolver that only passes on what another one answered is not blamed. NXDOMAIN and empty answers are answers. " +
-		"FORMERR, NOTIMP and BADVERS are no fault where the client asks again in simpler words and is answered.",
+		"An error is no fault where the client asks another server, or again in simpler words, and is answered at once.",
 	explain: explainErrorResponse,
 }
 
