@@ -37,6 +37,13 @@ type explanation struct {
 // Rules is the catalogue, in the order in which rules are tried.
 func Rules() []Rule {
 	return []Rule{
+		dnsTCPFallbackBlocked,
+		conntrackInsertRace,
+		redirectLoop,
+		dnsUnanswered,
+		dnsErrorResponse,
+		dnsLateReply,
+		dnsSearchAmplification,
 		mtuBlackhole,
 		fragmentDrop,
 		xdpDrop,
@@ -60,6 +67,7 @@ func Rules() []Rule {
 		forwardingDisabled,
 		routingLoop,
 		acceptQueueFull,
+		redirectTargetNotListening,
 		portNotListening,
 	}
 }
@@ -71,7 +79,9 @@ var rules = Rules()
 func Explain(c *trace.Case, s *trace.HostState) (trace.Finding, bool) {
 	for i := range rules {
 		if e := rules[i].explain(c, s); e != nil {
-			return finding(&rules[i], e, c, s), true
+			f := finding(&rules[i], e, c, s)
+			withDNS(&f, c)
+			return f, true
 		}
 	}
 	return trace.Finding{}, false
