@@ -165,6 +165,7 @@ static __always_inline void keep_sender(__u16 port, __u8 family)
 /* Sockets look for routes as if their packets came in by lo (ip_route_output_key_hash
  * in net/ipv4/route.c, ip6_route_output_flags in net/ipv6/route.c). */
 #define LOOPBACK_IFINDEX 1
+#define RT_SCOPE_NOWHERE 255
 
 /* is_own reports the lookup of a TCP or UDP socket of this namespace. */
 static __always_inline bool is_own(const struct flowi_common *common)
@@ -228,8 +229,8 @@ static __always_inline void watch_loopback4(__u32 table, const struct flowi4 *fl
 	if (!is_own(&fl->__fl_common))
 		return;
 	if (!err) {
-		if (!nhc)
-			return;
+		if (!nhc || BPF_CORE_READ(nhc, nhc_scope) == RT_SCOPE_NOWHERE)
+			return; /* an address of this host */
 		dev = BPF_CORE_READ(nhc, nhc_dev);
 		if (!dev || BPF_CORE_READ(dev, ifindex) == LOOPBACK_IFINDEX)
 			return;

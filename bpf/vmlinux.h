@@ -204,6 +204,7 @@ struct flowi6 {
 };
 struct fib_nh_common {
 	struct net_device *nhc_dev;
+	unsigned char nhc_scope;
 };
 struct fib6_table {
 	__u32 tb6_id;

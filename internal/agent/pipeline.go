@@ -51,7 +51,7 @@ func newPipeline(p *probe.Probe, places *netstate.Directory, r *recorder.Recorde
 	return &pipeline{
 		dns: queries, queries: newDNSCounter(dnsNames),
 		probe: p, places: places, recorder: r, investigator: i, log: log,
-		table: correlate.New(correlate.Config{Place: places.PlaceThen}),
+		table: correlate.New(correlate.Config{Place: places.PlaceThen, Proxy: i.redirects.isProxy}),
 	}
 }
 
@@ -101,6 +101,9 @@ func (p *pipeline) handOut() {
 	}
 	for _, path := range p.table.Done() {
 		p.recorder.AddPath(path)
+		for _, c := range p.investigator.redirects.cases(&path) {
+			p.investigator.submit(c)
+		}
 	}
 	for _, x := range p.dns.Done() {
 		p.queries.add(x)

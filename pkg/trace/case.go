@@ -19,6 +19,8 @@ const (
 	SymptomUnmatched                       // a packet of a live connection came to a host that does not know it
 	SymptomSwallowed                       // a packet to another MAC came in at a device, nobody saw it again, and the request was repeated
 	SymptomMisled                          // a packet left a host for the MAC address of a neighbour entry, and was lost
+	SymptomPassed                          // nothing failed that was seen: a connection began or ended where there may be a proxy
+	SymptomUnsent                          // connect() or sendto() from or to a loopback address found no way by lo: there was no packet
 )
 
 // String returns the symptom's name.
@@ -52,6 +54,10 @@ func (s Symptom) String() string {
 		return "swallowed"
 	case SymptomMisled:
 		return "misled"
+	case SymptomPassed:
+		return "passed"
+	case SymptomUnsent:
+		return "unsent"
 	}
 	return "unknown"
 }
@@ -79,4 +85,10 @@ type Case struct {
 	Asked bool
 	// Suspect says that the symptom showed elsewhere, and that this host is looked at first.
 	Suspect bool
+	// Proxied: a namespace's own rules sent the connection to a socket there. Repeats is how many times
+	// who takes such connections was seen to make one that came back to it.
+	Proxied bool
+	Repeats uint32
+	// Leg is the part of the path that Event is about, where it is one of several that a proxy joins.
+	Leg Tuple
 }

@@ -24,6 +24,8 @@ type Redirection struct {
 	// Strays are sockets that listen on a port that a mesh's proxy is known for, and to which nothing is redirected.
 	Strays []RedirectStray
 	Unread []string // what could not be read or judged
+	// Asked are packets that were really seen, and Twins what the other IP version makes of their like.
+	Asked, Twins []RedirectLeg
 }
 
 // ProxyIdentity is who the proxy is, as rules see it.

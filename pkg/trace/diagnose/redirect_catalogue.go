@@ -2,10 +2,28 @@ package diagnose
 
 import "github.com/replypath/replypath/pkg/trace"
 
-// Validations are the findings that `replypath validate` makes, from what a
-// namespace says of itself rather than from packets.
+// live are the findings about transparent proxies that packets show, too: those of
+// `replypath validate`, and with them how a case is told by what was found in its namespace.
+func live() []Rule {
+	with := func(r Rule, explain func(*trace.Case, *trace.HostState) *explanation) Rule {
+		r.explain = explain
+		return r
+	}
+	return []Rule{
+		with(loopbackDown, explainLoopbackDown),
+		loopbackSourceLeaked,
+		with(redirectLoop, explainRedirectLoop),
+		with(redirectTargetNotListening, explainTargetNotListening),
+		with(routeLocalnetDisabled, explainLocalnet),
+		with(redirectBypassedIPv6, explainBypassedIPv6),
+		with(redirectMissing, explainRedirectMissing),
+		with(loopbackBlocked, explainLoopbackBlocked),
+	}
+}
+
+// Validations are the findings that `replypath validate` alone makes: no packet shows them.
 func Validations() []Rule {
-	return []Rule{loopbackDown, redirectMissing, redirectBypassedIPv6, redirectTargetNotListening, redirectLoop, routeLocalnetDisabled, loopbackBlocked, meshNameAmbiguous}
+	return []Rule{meshNameAmbiguous}
 }
 
 var redirectMissing = Rule{
@@ -54,6 +72,15 @@ var loopbackDown = Rule{
 	Title:    "`lo` is down in the namespace",
 	Severity: trace.Error,
 	Doc:      "The loopback device of the namespace is down, as it is in every new namespace until somebody sets it up. Redirected connections then fail before there is a packet.",
+}
+
+var loopbackSourceLeaked = Rule{
+	ID:       "loopback-source-leaked",
+	Title:    "a 127/8 source is used towards a destination that is not local",
+	Severity: trace.Error,
+	Doc: "A socket that is bound to an address which only lo has (127/8, ::1, or ::6 as a mesh gives it to lo) calls another host. With IPv4 connect() or sendto() fails before there is a packet; " +
+		"the socket's own route lookup shows it. With IPv6, or with route_localnet, packets leave and no answer comes back. A proxy that calls its application from 127.0.0.6, and takes another host for it, does so.",
+	explain: explainSourceLeaked,
 }
 
 var routeLocalnetDisabled = Rule{

@@ -36,7 +36,7 @@ type explanation struct {
 
 // Rules is the catalogue, in the order in which rules are tried.
 func Rules() []Rule {
-	return []Rule{
+	return append(live(), []Rule{
 		mtuBlackhole,
 		fragmentDrop,
 		xdpDrop,
@@ -61,7 +61,7 @@ func Rules() []Rule {
 		routingLoop,
 		acceptQueueFull,
 		portNotListening,
-	}
+	}...)
 }
 
 var rules = Rules()
