@@ -167,14 +167,15 @@ static __always_inline void keep_sender(__u16 port, __u8 family)
 #define LOOPBACK_IFINDEX 1
 #define RT_SCOPE_NOWHERE 255
 
-/* is_own reports the lookup of a TCP or UDP socket of this namespace. */
+/* is_own reports the lookup of a TCP or UDP socket of this namespace. Those made to send an
+ * ICMP error about a packet look alike, but for the device that they name (icmpv6_route_lookup). */
 static __always_inline bool is_own(const struct flowi_common *common)
 {
 	__u8 protocol = BPF_CORE_READ(common, flowic_proto);
 
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
 		return false;
-	return BPF_CORE_READ(common, flowic_iif) == LOOPBACK_IFINDEX;
+	return BPF_CORE_READ(common, flowic_iif) == LOOPBACK_IFINDEX && !BPF_CORE_READ(common, flowic_oif);
 }
 
 /* emit_astray sends what fails before there is a packet: connect() or sendto() from or to a

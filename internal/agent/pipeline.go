@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,6 +56,8 @@ func newPipeline(p *probe.Probe, places *netstate.Directory, r *recorder.Recorde
 	}
 }
 
+var ownPID = uint32(os.Getpid())
+
 // String names the task.
 func (p *pipeline) String() string { return "pipeline" }
 
@@ -64,6 +67,9 @@ func (p *pipeline) Run(ctx context.Context) error {
 }
 
 func (p *pipeline) add(ev *trace.Event) {
+	if ev.Hook == trace.HookAstray && ev.Process.PID == ownPID {
+		return // a question of our own
+	}
 	if !ev.PayloadOnly { // the table of DNS asks by itself
 		p.places.Place(ev.Netns) // learn its name while it is there
 	}

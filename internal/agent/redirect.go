@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -234,6 +235,16 @@ func (w *redirectWatch) inspect(ctx context.Context, c *trace.Case) (*trace.Redi
 	}
 	o.Packets = append(o.Packets, packet)
 	r, err := w.inspector.Inspect(ctx, o)
+	for range 2 { // rules may change while they are read
+		if err == nil && !slices.ContainsFunc(r.Families, func(f trace.RedirectFamily) bool { return f.Unread }) {
+			break
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+		}
+		r, err = w.inspector.Inspect(ctx, o)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.spent += time.Since(begun)

@@ -105,7 +105,7 @@ func lostInProxy(f Family) []Lab {
 			Lab{Name: "no-localnet", Topology: meshIn(f), Finding: "route-localnet-disabled", Title: "inbound traffic is sent to 127.0.0.1",
 				Doc:     "The kernel takes such a packet for a martian.",
 				Setting: []Change{runProxy("pod", k.proxy)}, Faults: []Change{filters("pod", "prerouting: dnat to 127.0.0.1:15006", toLoopback)}},
-			Lab{Name: "no-proxy", Topology: meshDNS(f), Finding: "redirect-target-not-listening", Outcome: Refused, Title: "DNS for a mesh's resolver that is not there",
+			Lab{Name: "no-proxy", Topology: meshDNS(f), Finding: "redirect-target-not-listening", Title: "DNS for a mesh's resolver that is not there",
 				Doc: "Queries are redirected to a port where nobody listens.", Faults: []Change{redirects("pod", f, k)}})
 	}
 	return labs

@@ -96,6 +96,11 @@ func serveProxy(ctx context.Context, id, what string) error {
 	if err := json.Unmarshal([]byte(what), &p.Proxy); err != nil {
 		return fmt.Errorf("serve proxy: %w", err)
 	}
+	if !p.Transparent { // its listeners take privileges
+		if err := p.become(); err != nil {
+			return err
+		}
+	}
 	var open []io.Closer
 	for _, port := range []uint16{p.Inbound, p.Outbound} {
 		if port == 0 {
@@ -123,9 +128,10 @@ func serveProxy(ctx context.Context, id, what string) error {
 		}
 		open = append(open, startUDP(conn, 0).conn)
 	}
-	// All threads change: sockets belong to that user, as does the process.
-	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(p.UID), syscall.Setuid(p.UID)); err != nil {
-		return fmt.Errorf("serve proxy: %w", err)
+	if p.Transparent {
+		if err := p.become(); err != nil {
+			return err
+		}
 	}
 	told := os.NewFile(3, "ready")
 	fmt.Fprintln(told, "ready")
@@ -134,6 +140,14 @@ func serveProxy(ctx context.Context, id, what string) error {
 	}
 	for _, c := range open {
 		c.Close()
+	}
+	return nil
+}
+
+// become makes all threads those of the proxy's user, and so what they open from now on.
+func (p *proxying) become() error {
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(p.UID), syscall.Setuid(p.UID)); err != nil {
+		return fmt.Errorf("serve proxy: %w", err)
 	}
 	return nil
 }

@@ -18,14 +18,15 @@ type way struct {
 	origin   string // who sent it, if that was not seen
 	trim     string // Text.Trim
 	nodes    bool   // the path goes over several: their names are told
+	before   uint32 // inode of the namespace of the hop before
 }
 
 func (t Text) requestWay(p *tracev1.Path) way {
-	return way{p.GetRequest(), p.GetClient(), p.GetServer(), host(p.GetClient()), t.Trim, severalNodes(p)}
+	return way{hops: p.GetRequest(), src: p.GetClient(), dst: p.GetServer(), origin: host(p.GetClient()), trim: t.Trim, nodes: severalNodes(p)}
 }
 
 func (t Text) replyWay(p *tracev1.Path) way {
-	w := way{p.GetReply(), p.GetServer(), p.GetClient(), host(p.GetServer()), t.Trim, severalNodes(p)}
+	w := way{hops: p.GetReply(), src: p.GetServer(), dst: p.GetClient(), origin: host(p.GetServer()), trim: t.Trim, nodes: severalNodes(p)}
 	if n := len(p.GetRequest()); n > 0 {
 		last := p.GetRequest()[n-1]
 		w.src, w.dst = last.GetDestination(), last.GetSource()
@@ -47,6 +48,7 @@ func (w way) draw(stop int, mark []word) []word {
 			ws = append(ws, words(dim, "(and went on)")...)
 		}
 		ws = append(ws, w.hopWord(h, arrow))
+		w.before = h.GetNetnsInode()
 		if kind := h.GetOutTunnel(); kind != "" {
 			ws = append(ws, unbroken(dim, "("+kind+")"))
 		}
@@ -67,6 +69,8 @@ func (w way) hopWord(h *tracev1.Hop, arrow bool) word {
 	switch {
 	case h.GetInDevice() != "":
 		drawn = append(drawn, styled(plain, h.GetInDevice()+" "))
+	case arrow && w.before != 0 && w.before == h.GetNetnsInode(): // another connection: of whoever took the one before
+		drawn = append(drawn, styled(dim, "(proxy) "))
 	case arrow: // it came in by no device: in a tunnel that was not seen, as a switch in user space has them
 		drawn = append(drawn, styled(dim, "(tunnel) -> "))
 	}

@@ -177,6 +177,9 @@ func (t *Table) append(whole *trace.Path, p *path, depth int) {
 // addAstray opens a case about a socket's own lookup from or to a loopback
 // address that leads off lo, or nowhere: connect() or sendto() fails, or its packets go astray.
 func (t *Table) addAstray(ev *trace.Event) {
+	if ev.Tuple.Dst.Port() == 0 || !ev.Tuple.IsValid() {
+		return // somebody asks for a route, as ip-route(8) does
+	}
 	key := astrayKey{ev.Netns, ev.Tuple.Src.Addr(), ev.Tuple.Dst.Addr()}
 	if at, seen := t.legs.astray[key]; seen && ev.Time.Sub(at) < astrayAge {
 		return
