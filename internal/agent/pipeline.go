@@ -96,6 +96,9 @@ func (p *pipeline) idle() {
 		p.dns.Flush()
 	}
 	p.handOut()
+	for _, c := range p.investigator.redirects.overdue(time.Now(), len(settles) > 0) {
+		p.investigator.submit(c)
+	}
 	for _, done := range settles {
 		close(done)
 	}

@@ -23,7 +23,8 @@ const (
 	firstPause     = time.Second      // between two questions about a kind
 	longestPause   = time.Minute      //
 	inspectShare   = 50               // so many times a question's own duration may pass until the next: 2% of a core
-	inspectBurst   = 16               // questions that need not wait
+	inspectCredit  = time.Second / 4  // of questions that need not wait
+	maxWaiting     = 512              // questions that wait for that
 	inspectTimeout = 2 * time.Second  //
 	loopWindow     = time.Second      // in which connections of a proxy that come back to it are counted
 	maxMakers      = 16               // processes whose connections are counted
@@ -41,6 +42,7 @@ type redirectWatch struct {
 	spaces map[trace.Netns]*space
 	spent  time.Duration // of questions, less what has been allowed since
 	at     time.Time
+	waits  []trace.Case // questions that there was no time for
 }
 
 // space is a namespace.
@@ -124,6 +126,9 @@ func (w *redirectWatch) consider(out []trace.Case, p *trace.Path, place trace.Pl
 	}
 	c := trace.Case{Symptom: trace.SymptomPassed, Direction: trace.Request, Path: *p, Place: place, Proxied: taken,
 		Event: trace.Event{Time: p.Last, Netns: place.Netns, Device: in, InIndex: in.Index, Tuple: packet}}
+	if c.Event.Hook = trace.HookTransmit; in.Index != 0 {
+		c.Event.Hook = trace.HookReceive
+	}
 	role, _ := diagnose.RedirectPacket(&c)
 	k := kind{role: role, six: packet.Is6(), taken: taken, port: packet.Dst.Port()}
 	w.mu.Lock()
@@ -135,10 +140,30 @@ func (w *redirectWatch) consider(out []trace.Case, p *trace.Path, place trace.Pl
 	if taken {
 		k.port, k.loop = 0, s.count(p)
 	}
-	if !s.due(k, p.Last) || !w.affords(p.Last) {
-		return out
+	switch {
+	case !s.due(k, p.Last):
+	case w.affords(p.Last):
+		return append(out, c)
+	case len(w.waits) < maxWaiting:
+		w.waits = append(w.waits, c)
 	}
-	return append(out, c)
+	return out
+}
+
+// overdue returns questions that had to wait: those that there is time for now, or all.
+func (w *redirectWatch) overdue(now time.Time, all bool) []trace.Case {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.waits) == 0 || !all && !w.affords(now) {
+		return nil
+	}
+	n := 1
+	if all {
+		n = len(w.waits)
+	}
+	due := w.waits[:n:n]
+	w.waits = w.waits[n:]
+	return due
 }
 
 // space returns what is known of a namespace.
@@ -208,7 +233,7 @@ func (w *redirectWatch) affords(now time.Time) bool {
 	}
 	w.spent = max(0, w.spent-now.Sub(w.at)/inspectShare)
 	w.at = now
-	return w.spent < inspectBurst*10*time.Millisecond
+	return w.spent < inspectCredit
 }
 
 // inspect asks what rules make of a case's connection.

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/replypath/replypath/pkg/trace"
 )
@@ -400,7 +401,9 @@ func leaked(c *trace.Case) (src netip.Addr, dst netip.AddrPort, place trace.Plac
 
 func explainLocalnet(c *trace.Case, s *trace.HostState) *explanation {
 	ev := &c.Event
-	if c.Symptom != trace.SymptomDrop || !isLocalnetDrop(ev) {
+	// The way back from 127/8 to another host is refused for the same reason.
+	foretold := c.Asked && ev.InIndex > loopbackIndex && ev.Tuple.Dst.Addr().IsLoopback() && !ev.Tuple.Is6() && s.Back.Done && s.Back.Errno == syscall.EINVAL
+	if !foretold && (c.Symptom != trace.SymptomDrop || !isLocalnetDrop(ev)) {
 		return nil
 	}
 	here, dev := name(c.Place), ev.Device.Name
@@ -420,7 +423,7 @@ func explainLocalnet(c *trace.Case, s *trace.HostState) *explanation {
 	if packet, _ := meantHere(c); packet.Dst != ev.Tuple.Dst {
 		e.cause = fmt.Sprintf("A rule in %s sends what is meant for %s to %s. ", here, packet.Dst, ev.Tuple.Dst) + e.cause
 	}
-	if ev.Reason != "IP_LOCALNET" {
+	if ev.Reason != "IP_LOCALNET" && !foretold {
 		leg := askedLeg(s)
 		if leg == nil || !leg.LocalnetOff {
 			e.confidence = trace.Likely
