@@ -412,7 +412,7 @@ func explainLocalnet(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	key := sysctlKey("ipv4", dev, "route_localnet")
 	e := &explanation{
-		confidence: trace.Certain, device: dev, fault: "route_localnet", hook: "PREROUTING",
+		confidence: trace.Certain, direction: trace.Request, device: dev, fault: "route_localnet", hook: "PREROUTING",
 		summary: fmt.Sprintf("%s got a packet from outside for %s, and route_localnet is off", here, ev.Tuple.Dst.Addr()),
 		cause: fmt.Sprintf("What came in by %s is for %s. The kernel takes a packet from outside to 127/8 for a martian, and drops it without a word, unless route_localnet is on for that device.",
 			dev, ev.Tuple.Dst),
