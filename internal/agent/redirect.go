@@ -51,6 +51,7 @@ type space struct {
 	kinds   map[kind]*pause
 	proxies map[uint32]time.Time // processes that listen where connections are redirected to
 	makers  map[uint32]*maker
+	entered *trace.Path // the first connection from outside
 	window  time.Time
 }
 
@@ -137,6 +138,12 @@ func (w *redirectWatch) consider(out []trace.Case, p *trace.Path, place trace.Pl
 	if s == nil {
 		return out
 	}
+	if in.Index != 0 {
+		if s.turn(p.Last); s.entered == nil {
+			entered := *p
+			s.entered = &entered
+		}
+	}
 	if taken {
 		k.port, k.loop = 0, s.count(p)
 	}
@@ -187,13 +194,18 @@ func (w *redirectWatch) space(ns trace.Netns, now time.Time) *space {
 	return s
 }
 
+// turn begins a new window when the last one is over.
+func (s *space) turn(now time.Time) {
+	if now.Sub(s.window) > loopWindow {
+		clear(s.makers)
+		s.window, s.entered = now, nil
+	}
+}
+
 // count counts a redirected connection with its process, and reports whether that is a
 // proxy which comes back to itself.
 func (s *space) count(p *trace.Path) bool {
-	if p.Last.Sub(s.window) > loopWindow {
-		clear(s.makers)
-		s.window = p.Last
-	}
+	s.turn(p.Last)
 	pid := p.Process.PID
 	m := s.makers[pid]
 	if m == nil {
@@ -320,6 +332,9 @@ func (w *redirectWatch) storm(c *trace.Case) {
 		} else if client == nil || m.first.First.Before(client.First) {
 			client = &m.first
 		}
+	}
+	if client == nil {
+		client = s.entered
 	}
 	if c.Repeats >= fewLoops && client != nil {
 		c.Path = *client

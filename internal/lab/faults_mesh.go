@@ -48,9 +48,14 @@ func healthyMeshes(f Family) []Lab {
 		labs = append(labs,
 			Lab{Name: "healthy", Topology: meshDNS(f), Title: "DNS that a mesh answers", Doc: "Kuma's rules redirect what is sent to the name server.", Setting: sound(f, k)},
 			Lab{Name: "healthy-tproxy", Topology: meshIn(f), Title: "a call into a mesh by TPROXY", Doc: "Istio's rules of table mangle hand it to the proxy; no address is changed.",
-				Setting: append(sound(f, istioTProxy), addRule("pod", f, Rule{Priority: 100, Table: 133, Mark: 1337}), addRoute("pod", Route{To: f.any(), Device: "lo", Type: "local", Table: 133}))})
+				Setting: append(sound(f, istioTProxy), byMark(f)...)})
 	}
 	return labs
+}
+
+// byMark routes to lo what TPROXY has marked.
+func byMark(f Family) []Change {
+	return []Change{addRule("pod", f, Rule{Priority: 100, Table: 133, Mark: 1337}), addRoute("pod", Route{To: f.any(), Device: "lo", Type: "local", Table: 133})}
 }
 
 // pastProxy are connections that succeed, past the proxy.
@@ -89,6 +94,9 @@ func lostInProxy(f Family) []Lab {
 			Doc: "Nothing leaves the pod.", Faults: []Change{redirects("pod", f, sidecar)}},
 		{Name: "loop", Topology: meshOut(f), Finding: "redirect-loop", Outcome: Broken, Title: "a proxy that is redirected to itself",
 			Doc: "It runs as another user than the rules let go.", Faults: []Change{redirects("pod", f, k), runProxy("pod", stranger)}},
+		{Name: "loop", Topology: meshIn(f), Finding: "redirect-loop", Outcome: Broken, Title: "what a proxy hands to its application comes back to it",
+			Doc: "The rule that lets the address of lo go from which it calls is gone.", Setting: sound(f, k),
+			Faults: []Change{command("pod", "", iptables(f, k.tool), "-t", "nat", "-D", "MESH_OUTPUT", "-s", single(k.proxy.Source).String(), "-o", "lo", "-j", "RETURN")}},
 		{Name: "blocked", Topology: meshIn(f), Finding: "loopback-blocked", Outcome: Broken, Title: "a filter between proxy and application",
 			Doc: "It drops what comes from the address of lo that the proxy uses.", Setting: sound(f, k),
 			Faults: []Change{filters("pod", fmt.Sprintf("input: drop from %s", k.proxy.Source), filter(k.proxy.Source))}},
@@ -106,6 +114,8 @@ func lostInProxy(f Family) []Lab {
 			Lab{Name: "no-localnet", Topology: meshIn(f), Finding: "route-localnet-disabled", Title: "inbound traffic is sent to 127.0.0.1",
 				Doc:     "The kernel takes such a packet for a martian.",
 				Setting: []Change{runProxy("pod", k.proxy)}, Faults: []Change{filters("pod", "prerouting: dnat to 127.0.0.1:15006", toLoopback)}},
+			Lab{Name: "no-tproxy", Topology: meshIn(f), Finding: "redirect-target-not-listening", Title: "a call to a proxy that is not there, by TPROXY",
+				Doc: "No socket takes what the rules of table mangle hand over: it is dropped.", Setting: byMark(f), Faults: []Change{redirects("pod", f, istioTProxy)}},
 			Lab{Name: "no-proxy", Topology: meshDNS(f), Finding: "redirect-target-not-listening", Title: "DNS for a mesh's resolver that is not there",
 				Doc: "Queries are redirected to a port where nobody listens.", Faults: []Change{redirects("pod", f, k)}})
 	}

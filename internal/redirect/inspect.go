@@ -232,6 +232,9 @@ func (n *inspection) readLinks() error {
 			n.r.Loopback = d.Interface
 		}
 		n.links = append(n.links, d)
+		if routesLocalnet(d.Name) {
+			n.r.Localnet = append(n.r.Localnet, d.Name)
+		}
 	}
 	return nil
 }

@@ -18,7 +18,6 @@ type way struct {
 	origin   string // who sent it, if that was not seen
 	trim     string // Text.Trim
 	nodes    bool   // the path goes over several: their names are told
-	before   uint32 // inode of the namespace of the hop before
 }
 
 func (t Text) requestWay(p *tracev1.Path) way {
@@ -47,8 +46,9 @@ func (w way) draw(stop int, mark []word) []word {
 		if i == stop+1 && stop >= 0 {
 			ws = append(ws, words(dim, "(and went on)")...)
 		}
-		ws = append(ws, w.hopWord(h, arrow))
-		w.before = h.GetNetnsInode()
+		// Made where the one before ended: another connection, of whoever took that.
+		onward := i > 0 && h.GetNetnsInode() != 0 && h.GetNetnsInode() == w.hops[i-1].GetNetnsInode()
+		ws = append(ws, w.hopWord(h, arrow, onward))
 		if kind := h.GetOutTunnel(); kind != "" {
 			ws = append(ws, unbroken(dim, "("+kind+")"))
 		}
@@ -61,7 +61,7 @@ func (w way) draw(stop int, mark []word) []word {
 	return ws
 }
 
-func (w way) hopWord(h *tracev1.Hop, arrow bool) word {
+func (w way) hopWord(h *tracev1.Hop, arrow, onward bool) word {
 	var drawn word
 	if arrow {
 		drawn = append(drawn, styled(dim, "-> "))
@@ -69,7 +69,7 @@ func (w way) hopWord(h *tracev1.Hop, arrow bool) word {
 	switch {
 	case h.GetInDevice() != "":
 		drawn = append(drawn, styled(plain, h.GetInDevice()+" "))
-	case arrow && w.before != 0 && w.before == h.GetNetnsInode(): // another connection: of whoever took the one before
+	case arrow && onward:
 		drawn = append(drawn, styled(dim, "(proxy) "))
 	case arrow: // it came in by no device: in a tunnel that was not seen, as a switch in user space has them
 		drawn = append(drawn, styled(dim, "(tunnel) -> "))

@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/replypath/replypath/pkg/trace"
+	"github.com/replypath/replypath/pkg/trace/mesh"
 )
 
 // AsksRedirectAlone reports a case of which nothing is asked but what the rules
@@ -26,7 +27,7 @@ func DependsOnRedirect(c *trace.Case) bool {
 	case trace.SymptomRefused:
 		return c.Direction == trace.Request && (wasRedirected(c) || isPassthrough(ev.Tuple.Dst.Addr()))
 	case trace.SymptomDrop:
-		return isLocalnetDrop(ev) || isNetfilterDrop(c) && (onLoopback(c) || wasRedirected(c))
+		return isLocalnetDrop(ev) || isNetfilterDrop(c) && !ev.HasRoute && c.Direction == trace.Request && ev.Flags.IsSYN() || isNetfilterDrop(c) && (onLoopback(c) || wasRedirected(c))
 	case trace.SymptomSilence:
 		return wasRedirected(c)
 	}
@@ -253,7 +254,7 @@ func explainRedirectMissing(c *trace.Case, s *trace.HostState) *explanation {
 		}
 		return f.Fault == "missing "+string(leg.Role)
 	})
-	if e != nil && !c.Path.Answered {
+	if e != nil && (e.fault == "rules" || !c.Path.Answered) { // that there should be rules is inferred
 		e.confidence = min(e.confidence, trace.Likely)
 	}
 	return e
@@ -267,12 +268,35 @@ func notBroughtBack(c *trace.Case, s *trace.HostState) *explanation {
 		return nil
 	}
 	e := judgement(c, s, redirectMissing.ID, func(*trace.Finding) bool { return true })
+	if e == nil && isMesh(s.Redirect) {
+		r := s.Redirect
+		e = &explanation{
+			confidence: trace.Likely, fault: "missing self", hook: "OUTPUT", device: "lo",
+			summary: fmt.Sprintf("what uid %d sends to %s is not brought back to the proxy in %s", leg.UID, leg.Packet.Dst.Addr(), name(c.Place)),
+			cause: fmt.Sprintf("A mesh's rule redirects what its proxy sends by lo to its inbound port; its validation asks for that with connections to %s. Here they are for another user than uid %d%s.",
+				leg.Packet.Dst.Addr(), leg.UID, letGo(r)),
+			fix:    (&redirectJudge{r: r}).install(meshOf(r)),
+			verify: []string{(&redirectJudge{r: r}).verify() + fmt.Sprintf(" --proxy-uid %d --probe", leg.UID)},
+		}
+	}
 	if e == nil {
 		return nil
 	}
 	e.evidence = append(e.evidence, state(s, "uid %d to %s: not redirected%s", leg.UID, leg.Packet.Dst, through(leg)))
 	return e
 }
+
+// letGo says whose packets the rules are for; "" when that is not known.
+func letGo(r *trace.Redirection) string {
+	for i := range r.Families {
+		if f := &r.Families[i]; len(f.UIDs)+len(f.GIDs) > 0 {
+			return ": " + showOwners(f)
+		}
+	}
+	return ""
+}
+
+func meshOf(r *trace.Redirection) (*mesh.Mesh, bool) { return (&redirectJudge{r: r}).mesh() }
 
 func explainBypassedIPv6(c *trace.Case, s *trace.HostState) *explanation {
 	leg := askedLeg(s)
@@ -284,11 +308,16 @@ func explainBypassedIPv6(c *trace.Case, s *trace.HostState) *explanation {
 
 // explainTargetNotListening: a redirected request was refused where it was sent to.
 func explainTargetNotListening(c *trace.Case, s *trace.HostState) *explanation {
-	if c.Symptom != trace.SymptomRefused || c.Direction != trace.Request || !wasRedirected(c) || s.Redirect == nil {
+	if c.Direction != trace.Request || s.Redirect == nil {
 		return nil
 	}
 	leg, to := askedLeg(s), c.Event.Tuple.Dst
-	if leg == nil || !leg.Taken || leg.Target.Port() != to.Port() || leg.Kind == "dnat" && !leg.Target.Addr().IsLoopback() && s.Redirect.Mesh == "" {
+	handed := leg != nil && leg.Taken && leg.Kind == "tproxy" && len(leg.Sockets) == 0 &&
+		(c.Symptom == trace.SymptomDrop && isNetfilterDrop(c) || c.Symptom == trace.SymptomPassed)
+	if !handed && (c.Symptom != trace.SymptomRefused || !wasRedirected(c)) {
+		return nil
+	}
+	if leg == nil || !leg.Taken || !handed && leg.Target.Port() != to.Port() || leg.Kind == "dnat" && !leg.Target.Addr().IsLoopback() && s.Redirect.Mesh == "" {
 		return nil
 	}
 	e := judgement(c, s, redirectTargetNotListening.ID, func(*trace.Finding) bool { return true })
@@ -351,6 +380,9 @@ func explainLoopbackDown(c *trace.Case, s *trace.HostState) *explanation {
 // explainSourceLeaked: a packet from an address of lo is for another host.
 func explainSourceLeaked(c *trace.Case, s *trace.HostState) *explanation {
 	src, dst, place, device, left := leaked(c)
+	if c.Symptom == trace.SymptomUnsent && src.Is4() && (s.Redirect == nil || slices.Contains(s.Redirect.Localnet, device)) {
+		return nil // it may leave, with another source in the end: so a node's ports are reached from itself
+	}
 	if !src.IsValid() || s.Redirect != nil && place.Netns == c.Place.Netns && !s.Redirect.Loopback.Up {
 		return nil
 	}

@@ -48,12 +48,11 @@ func none(r *trace.Redirection) {
 func strays(n int) func(*trace.Redirection) {
 	return func(r *trace.Redirection) {
 		none(r)
-		for _, s := range []trace.RedirectStray{
-			{Role: trace.RoleOutbound, Socket: trace.Socket{Protocol: trace.TCP, Local: netip.MustParseAddrPort("0.0.0.0:15001"), UID: 999, Inode: 1, Process: trace.Process{PID: 9}}},
-			{Role: trace.RoleInbound, Socket: trace.Socket{Protocol: trace.TCP, Local: netip.MustParseAddrPort("0.0.0.0:15006"), UID: 999, Inode: 2, Process: trace.Process{PID: 9}}},
-		}[:n] {
-			r.Strays = append(r.Strays, s)
+		at := func(role trace.RedirectRole, port uint16, inode uint64) trace.RedirectStray {
+			return trace.RedirectStray{Role: role, Socket: trace.Socket{Protocol: trace.TCP, Local: netip.AddrPortFrom(netip.IPv4Unspecified(), port),
+				UID: 999, Inode: inode, Process: trace.Process{PID: 9}}}
 		}
+		r.Strays = []trace.RedirectStray{at(trace.RoleOutbound, 15001, 1), at(trace.RoleInbound, 15006, 2)}[:n]
 	}
 }
 
@@ -127,7 +126,7 @@ func TestExplainRedirection(t *testing.T) {
 			return l
 		}(), unredirected(trace.RoleOutbound)), "", 0},
 		{"an excluded port, where all else is redirected", goingBy(outward4, trace.Device{}), with(past(trace.RoleOutbound, outward4, nil), nil), "", 0},
-		{"no rules, and a proxy listens", goingBy(inward4, eth0), with(past(trace.RoleInbound, inward4, app), strays(2)), "redirect-missing", trace.Certain},
+		{"no rules, and a proxy listens", goingBy(inward4, eth0), with(past(trace.RoleInbound, inward4, app), strays(2)), "redirect-missing", trace.Likely},
 		{"no rules, and one port of a proxy's", goingBy(inward4, eth0), with(past(trace.RoleInbound, inward4, app), strays(1)), "", 0},
 		{"no rules at all", goingBy(inward4, eth0), with(past(trace.RoleInbound, inward4, app), none), "", 0},
 		{"a call to the proxy itself", goingBy(inward4, eth0), with(past(trace.RoleInbound, inward4, proxys), unredirected(trace.RoleInbound)), "", 0},
@@ -146,6 +145,12 @@ func TestExplainRedirection(t *testing.T) {
 		{"lo is down, and who does not need it", goingBy(outward4, trace.Device{}), with(past(trace.RoleOutbound, outward4, nil), func(r *trace.Redirection) { none(r); down(r) }), "", 0},
 		{"a call to 127.0.0.1 while lo is down", unsent("0.0.0.0:0", "127.0.0.1:8080", syscall.EAGAIN), with(trace.RedirectLeg{}, func(r *trace.Redirection) { none(r); down(r) }), "loopback-down", trace.Certain},
 		{"127.0.0.6 calls another host", unsent("127.0.0.6:0", "203.0.113.9:80", 0), with(trace.RedirectLeg{}, nil), "loopback-source-leaked", trace.Certain},
+		{"127.0.0.1 calls another host, and may", unsent("127.0.0.1:0", "203.0.113.9:80", 0), with(trace.RedirectLeg{}, func(r *trace.Redirection) { r.Localnet = []string{"lo", "eth0"} }), "", 0},
+		{"nobody listens where TPROXY hands it to", goingBy(inward4, eth0), with(func() trace.RedirectLeg {
+			l := past(trace.RoleInbound, inward4, nil)
+			l.Taken, l.Kind, l.Target = true, "tproxy", netip.MustParseAddrPort("10.0.0.5:15006")
+			return l
+		}(), nil), "redirect-target-not-listening", trace.Certain},
 		{"a filter on lo", blocked, filtered, "loopback-blocked", trace.Certain},
 		{"a filter on lo, without a mesh", blocked, noMesh, "netfilter-drop", trace.Certain},
 		{"from outside to 127.0.0.1", martian, trace.HostState{DstLocal: true, Onward: found}, "route-localnet-disabled", trace.Certain},
