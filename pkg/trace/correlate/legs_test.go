@@ -122,3 +122,21 @@ func TestLookupThatLeadsAstray(t *testing.T) {
 		t.Errorf("%s of %s: %+v", c.Symptom, c.Path.Client, c)
 	}
 }
+
+// What another node saw of the connection with which a proxy goes on belongs to the client's.
+func TestLegsOverNodes(t *testing.T) {
+	app, onward := tcp("10.0.0.5:40000", "203.0.113.9:80"), tcp("10.0.0.5:40002", "203.0.113.9:80")
+	redirected := tcp("10.0.0.5:40000", "127.0.0.1:15001")
+	one := seen(100, start, []trace.Hop{at("one", 5, ">lo", 64, app, redirected), at("one", 5, "lo>", 64, redirected, redirected), at("one", 5, ">eth0", 64, onward, onward)}, nil)
+	one.Connection, one.Server = app, app.Dst
+	two := seen(900, start.Add(-time.Minute), []trace.Hop{at("two", 7, "eth0>", 63, onward, onward)}, nil)
+	other := seen(901, start, []trace.Hop{at("two", 7, "eth0>", 63, tcp("10.0.0.5:40009", "203.0.113.9:80"), tcp("10.0.0.5:40009", "203.0.113.9:80"))}, nil)
+	exchanges, _ := Join([]View{{Paths: []trace.Path{one}}, {Paths: []trace.Path{two, other}}}, nil)
+	if len(exchanges) != 2 {
+		t.Fatalf("%d exchanges, want 2", len(exchanges))
+	}
+	p := exchanges[0].Path
+	if got := namespaces(p.Request); !slices.Equal(got, []trace.Netns{5, 5, 5, 7}) || p.Connection != app {
+		t.Errorf("%s through %v", p.Connection, got)
+	}
+}

@@ -263,9 +263,9 @@ func explainRedirectMissing(c *trace.Case, s *trace.HostState) *explanation {
 // notBroughtBack is a proxy's call to 127.0.0.6 or ::6 that nobody took: a mesh's
 // own validation makes it, and a rule has to bring it to the inbound port.
 func notBroughtBack(c *trace.Case, s *trace.HostState) *explanation {
-	leg := askedLeg(s)
-	if leg == nil || leg.Taken {
-		return nil
+	leg, port := askedLeg(s), c.Event.Tuple.Dst.Port()
+	if leg == nil || leg.Taken || !IsMesh(s.Redirect) && (port < 20000 || port > 29999) {
+		return nil // where there is no mesh, only its validation calls there, and it takes these ports
 	}
 	e := judgement(c, s, redirectMissing.ID, func(*trace.Finding) bool { return true })
 	if e == nil && isMesh(s.Redirect) {
@@ -282,6 +282,7 @@ func notBroughtBack(c *trace.Case, s *trace.HostState) *explanation {
 	if e == nil {
 		return nil
 	}
+	e.confidence = min(e.confidence, trace.Likely)
 	e.evidence = append(e.evidence, state(s, "uid %d to %s: not redirected%s", leg.UID, leg.Packet.Dst, through(leg)))
 	return e
 }
