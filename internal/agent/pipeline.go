@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,6 +57,11 @@ func newPipeline(p *probe.Probe, places *netstate.Directory, r *recorder.Recorde
 	}
 }
 
+// isOwn reports a process that asks for routes as this one does: itself, or another replypath.
+func isOwn(p trace.Process) bool {
+	return p.PID == ownPID || strings.HasPrefix(p.Comm, "replypath")
+}
+
 var ownPID = uint32(os.Getpid())
 
 // String names the task.
@@ -67,8 +73,8 @@ func (p *pipeline) Run(ctx context.Context) error {
 }
 
 func (p *pipeline) add(ev *trace.Event) {
-	if ev.Hook == trace.HookAstray && ev.Process.PID == ownPID {
-		return // a question of our own
+	if ev.Hook == trace.HookAstray && isOwn(ev.Process) {
+		return
 	}
 	if !ev.PayloadOnly { // the table of DNS asks by itself
 		p.places.Place(ev.Netns) // learn its name while it is there

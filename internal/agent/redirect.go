@@ -99,10 +99,13 @@ func (w *redirectWatch) cases(p *trace.Path) []trace.Case {
 	}
 	var out []trace.Case
 	first := &p.Request[0]
-	if first.In.Index == 0 && first.Place.Netns != 0 && !withinHost(first) {
+	stuck := !p.Answered && first.Out.Name == "lo"
+	if first.In.Index == 0 && first.Place.Netns != 0 && (stuck || !withinHost(first)) {
 		packet := p.Connection
 		taken := first.Tuple.Dst != packet.Dst
-		out = w.consider(out, p, first.Place, packet, trace.Device{}, taken)
+		if p.Protocol == trace.TCP || packet.Dst.Port() == 53 || stuck {
+			out = w.consider(out, p, first.Place, packet, trace.Device{}, taken)
+		}
 	}
 	last := first
 	for i := 1; i < len(p.Request) && p.Request[i].In.Index != 0; i++ {
@@ -122,7 +125,7 @@ func withinHost(h *trace.Hop) bool {
 }
 
 func (w *redirectWatch) consider(out []trace.Case, p *trace.Path, place trace.Place, packet trace.Tuple, in trace.Device, taken bool) []trace.Case {
-	if p.Protocol != trace.TCP && packet.Dst.Port() != 53 || !packet.IsValid() {
+	if !packet.IsValid() {
 		return out
 	}
 	c := trace.Case{Symptom: trace.SymptomPassed, Direction: trace.Request, Path: *p, Place: place, Proxied: taken,

@@ -263,9 +263,9 @@ func explainRedirectMissing(c *trace.Case, s *trace.HostState) *explanation {
 // notBroughtBack is a proxy's call to 127.0.0.6 or ::6 that nobody took: a mesh's
 // own validation makes it, and a rule has to bring it to the inbound port.
 func notBroughtBack(c *trace.Case, s *trace.HostState) *explanation {
-	leg, port := askedLeg(s), c.Event.Tuple.Dst.Port()
-	if leg == nil || leg.Taken || !IsMesh(s.Redirect) && (port < 20000 || port > 29999) {
-		return nil // where there is no mesh, only its validation calls there, and it takes these ports
+	leg := askedLeg(s)
+	if leg == nil || leg.Taken || !IsMesh(s.Redirect) && !slices.ContainsFunc(mesh.Known, func(m mesh.Mesh) bool { return m.SelfCalls && m.UID == leg.UID }) {
+		return nil // where there is no mesh, only its validation calls there, as its proxy's user
 	}
 	e := judgement(c, s, redirectMissing.ID, func(*trace.Finding) bool { return true })
 	if e == nil && isMesh(s.Redirect) {
@@ -368,7 +368,7 @@ func explainLoopbackDown(c *trace.Case, s *trace.HostState) *explanation {
 	}
 	switch c.Symptom {
 	case trace.SymptomPassed:
-		if leg := askedLeg(s); leg == nil || !leg.Taken {
+		if leg := askedLeg(s); (leg == nil || !leg.Taken) && !stuckOnLoopback(c) {
 			return nil
 		}
 	case trace.SymptomUnsent, trace.SymptomRefused, trace.SymptomDrop:
@@ -376,6 +376,15 @@ func explainLoopbackDown(c *trace.Case, s *trace.HostState) *explanation {
 		return nil
 	}
 	return judgement(c, s, loopbackDown.ID, func(*trace.Finding) bool { return true })
+}
+
+// stuckOnLoopback reports a connection that left its program for lo, and got no answer.
+func stuckOnLoopback(c *trace.Case) bool {
+	if c.Path.Answered || len(c.Path.Request) == 0 {
+		return false
+	}
+	h := &c.Path.Request[0]
+	return h.Place.Netns == c.Place.Netns && h.In.Index == 0 && h.Out.Name == "lo"
 }
 
 // explainSourceLeaked: a packet from an address of lo is for another host.

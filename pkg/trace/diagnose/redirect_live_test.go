@@ -143,6 +143,11 @@ func TestExplainRedirection(t *testing.T) {
 		{"a proxy that could call itself", goingBy(outward4, trace.Device{}), with(taken, loops), "", 0},
 		{"lo is down", goingBy(outward4, trace.Device{}), with(taken, down), "loopback-down", trace.Certain},
 		{"lo is down, and who does not need it", goingBy(outward4, trace.Device{}), with(past(trace.RoleOutbound, outward4, nil), func(r *trace.Redirection) { none(r); down(r) }), "", 0},
+		{"lo is down, and a call by it", func() trace.Case {
+			c := goingBy(outward4, trace.Device{})
+			c.Path.Answered, c.Path.Request[0].Out = false, trace.Device{Index: 1, Name: "lo"}
+			return c
+		}(), with(past(trace.RoleOutbound, outward4, nil), func(r *trace.Redirection) { none(r); down(r) }), "loopback-down", trace.Certain},
 		{"a call to 127.0.0.1 while lo is down", unsent("0.0.0.0:0", "127.0.0.1:8080", syscall.EAGAIN), with(trace.RedirectLeg{}, func(r *trace.Redirection) { none(r); down(r) }), "loopback-down", trace.Certain},
 		{"127.0.0.6 calls another host", unsent("127.0.0.6:0", "203.0.113.9:80", 0), with(trace.RedirectLeg{}, nil), "loopback-source-leaked", trace.Certain},
 		{"127.0.0.1 calls another host, and may", unsent("127.0.0.1:0", "203.0.113.9:80", 0), with(trace.RedirectLeg{}, func(r *trace.Redirection) { r.Localnet = []string{"lo", "eth0"} }), "", 0},
