@@ -96,12 +96,13 @@ func serveProxy(ctx context.Context, id, what string) error {
 	if err := json.Unmarshal([]byte(what), &p.Proxy); err != nil {
 		return fmt.Errorf("serve proxy: %w", err)
 	}
+	// What replypath asks for itself is not looked at; a program of another user may not name itself any more.
+	_ = os.WriteFile("/proc/self/comm", []byte("lab-proxy"), 0)
 	if !p.Transparent { // its listeners take privileges
 		if err := p.become(); err != nil {
 			return err
 		}
 	}
-	_ = os.WriteFile("/proc/self/comm", []byte("lab-proxy"), 0) // what replypath itself does is not looked at
 	var open []io.Closer
 	for _, port := range []uint16{p.Inbound, p.Outbound} {
 		if port == 0 {
