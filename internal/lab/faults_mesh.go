@@ -18,7 +18,7 @@ func meshLabs(f Family) []Lab {
 		l := &labs[i]
 		if !l.Healthy() {
 			l.Where, l.Direction = "pod", trace.Request
-			foreseen := l.Topology.Client.Host == "client" && (l.Finding == "redirect-target-not-listening" || l.Finding == "route-localnet-disabled")
+			foreseen := l.Topology.Client.Host == "client" && l.Name != "no-tproxy" && (l.Finding == "redirect-target-not-listening" || l.Finding == "route-localnet-disabled")
 			if !foreseen {
 				l.Unforeseen = proxied
 			}
