@@ -62,7 +62,12 @@ func writeFindings(text *bytes.Buffer) error {
 	for _, rule := range diagnose.Validations() {
 		fmt.Fprintf(text, "| [`%s`](#%s) | %s | %s |\n", rule.ID, rule.ID, rule.Title, rule.Severity)
 	}
+	told := make(map[string]bool) // some are made by both
 	for _, rule := range append(diagnose.Rules(), diagnose.Validations()...) {
+		if told[rule.ID] {
+			continue
+		}
+		told[rule.ID] = true
 		fmt.Fprintf(text, "\n## %s\n\n%s.\n\n%s\n", rule.ID, upper(rule.Title), rule.Doc)
 		if labs := labsOf(rule.ID); len(labs) > 0 {
 			text.WriteString("\nSee it, each with `sudo replypath lab run NAME`:\n\n" + strings.Join(labs, ""))

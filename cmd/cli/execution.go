@@ -88,7 +88,9 @@ func (c *connection) explainRun(ctx context.Context, w *world, run *execution, o
 	case a.seen():
 	case o.filter == "":
 		w.note("no connection of %s was seen: another process may have made it, or no packet left", o.command[0])
+		run.hint(w)
 	default:
+		run.hint(w)
 		w.note("no connection of %s itself matched the filter; this is all that matched it while %s ran", o.command[0], o.command[0])
 		q.ProcessGroup = 0
 		if a, err = c.ask(ctx, q); err != nil {
@@ -97,6 +99,14 @@ func (c *connection) explainRun(ctx context.Context, w *world, run *execution, o
 	}
 	c.admitRestart(ctx, w, run.start, a)
 	return a, nil
+}
+
+// hint tells how a command can fail without a packet. It is no finding: whoever has
+// addresses of two families tries one that has no route, and goes on with the other.
+func (r *execution) hint(w *world) {
+	if r.failed {
+		w.note("a connection that fails at once (\"network is unreachable\", \"invalid argument\") had no route where the command ran, or a route there refused it: ask `ip route get ADDRESS` there")
+	}
 }
 
 // execute runs the command to its end. It has a process group of its own, by

@@ -210,6 +210,14 @@ func (w *world) explainFollow(ctx, asking context.Context, conn *connection, o e
 	if err != nil {
 		return err
 	}
+	for _, f := range whole.findings { // what several agents told while they were being asked
+		if _, known := shown[identity(f)]; !known {
+			shown[identity(f)] = f.GetCount()
+			if err := p.finding(f); err != nil && !errors.Is(err, syscall.EPIPE) {
+				return err
+			}
+		}
+	}
 	if err := p.summary(whole); err != nil && !errors.Is(err, syscall.EPIPE) {
 		return err
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -200,81 +198,6 @@ func (r *recital) Recv() (*tracev1.ExplainResponse, error) {
 	m := r.messages[0]
 	r.messages = r.messages[1:]
 	return m, nil
-}
-
-// Watch implements tracev1.TracerClient: what each agent tells, as it comes. A
-// live stream is not joined: that takes a whole answer.
-func (f *fleet) Watch(ctx context.Context, q *tracev1.WatchRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[tracev1.WatchResponse], error) {
-	streams := make([]grpc.ServerStreamingClient[tracev1.WatchResponse], len(f.members))
-	err := f.all(ctx, func(i int, c *connection) error {
-		stream, err := c.Watch(ctx, q)
-		if err == nil {
-			_, err = stream.Header()
-		}
-		if err != nil {
-			return c.failure(err)
-		}
-		streams[i] = stream
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	m := &mingled{told: make(chan *tracev1.WatchResponse), ended: make(chan error, 1)}
-	go func() { m.ended <- f.mingle(ctx, streams, m.told) }()
-	return m, nil
-}
-
-// mingle passes on what the streams tell, until all have ended.
-func (f *fleet) mingle(ctx context.Context, streams []grpc.ServerStreamingClient[tracev1.WatchResponse], told chan<- *tracev1.WatchResponse) error {
-	var group sync.WaitGroup
-	errs := make([]error, len(streams))
-	for i, stream := range streams {
-		if stream == nil {
-			continue
-		}
-		group.Go(func() {
-			for {
-				m, err := stream.Recv()
-				if err != nil {
-					errs[i] = err
-					if ctx.Err() == nil {
-						f.missing(f.members[i].server, f.members[i].gone(err))
-					}
-					return
-				}
-				select {
-				case told <- m:
-				case <-ctx.Done():
-					errs[i] = ctx.Err()
-					return
-				}
-			}
-		})
-	}
-	group.Wait()
-	return cmp.Or(errs...)
-}
-
-// mingled is several live streams in one.
-type mingled struct {
-	grpc.ClientStream // nil: nothing but Recv and Header are called
-	told              chan *tracev1.WatchResponse
-	ended             chan error
-}
-
-// Header implements grpc.ClientStream: all streams stand.
-func (m *mingled) Header() (metadata.MD, error) { return nil, nil }
-
-// Recv implements grpc.ServerStreamingClient.
-func (m *mingled) Recv() (*tracev1.WatchResponse, error) {
-	select {
-	case r := <-m.told:
-		return r, nil
-	case err := <-m.ended:
-		m.ended <- err
-		return nil, err
-	}
 }
 
 // Status implements tracev1.TracerClient. When an agent started is told by this machine's clock.

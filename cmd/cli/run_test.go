@@ -283,13 +283,15 @@ func TestCommandSettles(t *testing.T) {
 // to who names the connections that are meant.
 func TestCommandWithoutConnections(t *testing.T) {
 	cases := []struct {
-		name, args     string
-		code           int
-		stdout, stderr string
+		name, command, args string
+		code                int
+		stdout, stderr      string
 	}{
-		{"no filter", "", exitOK, `Nothing to explain: no matching connection was seen \(TCP and UDP are traced\)\.\n`,
+		{"no filter", "true", "", exitOK, `Nothing to explain: no matching connection was seen \(TCP and UDP are traced\)\.\n`,
 			`replypath: no connection of true was seen: another process may have made it, or no packet left\n`},
-		{"filter", "port 80", exitFault, `x REPLY LOST.*`,
+		{"it failed", "false", "", exitOK, `Nothing to explain: no matching connection was seen \(TCP and UDP are traced\)\.\n`,
+			`replypath: false exited with status 1\nreplypath: no connection of false was seen: .*\nreplypath: a connection that fails at once .* ask .ip route get ADDRESS. there\n`},
+		{"filter", "true", "port 80", exitFault, `x REPLY LOST.*`,
 			`replypath: no connection of true itself matched the filter; this is all that matched it while true ran\n`},
 	}
 	for _, tc := range cases {
@@ -303,7 +305,7 @@ func TestCommandWithoutConnections(t *testing.T) {
 				return []*tracev1.ExplainResponse{findingAnswer("reply-no-route"), summaryAnswer(1, 1)}, nil
 			}
 			args := append([]string{"explain", "--server", f.socket(t)}, strings.Fields(tc.args)...)
-			w := newTestWorld(append(args, "--", "true")...)
+			w := newTestWorld(append(args, "--", tc.command)...)
 			w.expect(t, w.run(), tc.code, tc.stdout, tc.stderr)
 		})
 	}

@@ -21,7 +21,7 @@ func newWatch(w *world, s *server) *cobra.Command {
 		Short: "Show findings as they are made",
 		Long: `Show findings as they are made, until Ctrl-C. With --flows also a line for each
 connection that ends its handshake or fails it. What several agents (--server A,B)
-tell is shown as it comes, and not joined: explain does that.
+tell is joined, as explain does: that takes a second or two more.
 
 Exit: 1 if findings were shown, 0 if none, 3 if the agent went away.` + filterHelp,
 		Example:           "  replypath watch\n  replypath watch --flows tcp and port 443\n  replypath watch -o json 'net 10.0.0.0/8 and not port 53'",

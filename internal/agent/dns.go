@@ -1,14 +1,18 @@
 package agent
 
 import (
+	"fmt"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/replypath/replypath/internal/metrics"
+	"github.com/replypath/replypath/internal/probe"
 	"github.com/replypath/replypath/pkg/trace"
 	"github.com/replypath/replypath/pkg/trace/dns"
 )
@@ -74,3 +78,87 @@ func (c *dnsCounter) snapshot() metrics.DNS {
 
 // dnsDeadline is after which time a query counts as unanswered: what resolvers wait (resolv.conf(5)).
 const dnsDeadline = 5 * time.Second
+
+// blamed is the finding that explained a connection, and when.
+type blamed struct {
+	finding trace.Finding
+	at      time.Time
+}
+
+const (
+	maxBlamed = 4096
+	// blamedAge is how long after a finding a DNS query on its connection has ended badly because of it.
+	blamedAge = 15 * time.Second
+)
+
+// blame remembers a finding about packets of DNS. The lock is held.
+func (i *investigator) blame(f *trace.Finding, c *trace.Case) {
+	if f.Severity < trace.Warning || c.Trouble != nil {
+		return
+	}
+	if len(i.blamed) >= maxBlamed {
+		clear(i.blamed)
+	}
+	i.blamed[c.Path.Connection] = blamed{*f, time.Now()}
+}
+
+// isBlamed reports whether a DNS query that ended badly is explained by what was found
+// about its packets, or those of the queries that were made of it. Its client's
+// connection is then one of those that met that fault.
+func (i *investigator) isBlamed(c *trace.Case) bool {
+	if c.Trouble == nil {
+		return false
+	}
+	i.mu.Lock()
+	var found *trace.Finding
+	for _, related := range c.Trouble.Related {
+		if b, ok := i.blamed[related]; ok && time.Since(b.at) < blamedAge && c.Trouble.First.Before(b.at) {
+			found = &b.finding
+			break
+		}
+	}
+	i.mu.Unlock()
+	if found == nil {
+		return false
+	}
+	f, client := *found, c.Path.Connection
+	for _, known := range f.Connections {
+		if known.Tuple == client {
+			return true
+		}
+	}
+	note := fmt.Sprintf("because of that, the DNS query %s of %s to %s ended badly (%s)", c.DNS, client.Src, client.Dst, c.Trouble.Outcome)
+	f.Count, f.Path, f.Evidence = 1, c.Path, append(slices.Clone(f.Evidence), trace.Evidence{Time: c.Trouble.Last, Text: note})
+	f.Cause += " " + strings.ToUpper(note[:1]) + note[1:] + "."
+	f.Connections = []trace.Connection{{Tuple: client, Count: 1, Last: c.Trouble.Last}}
+	f.LastSeen = c.Trouble.Last
+	i.recorder.AddFinding(f)
+	return true
+}
+
+// lossTime is when events were lost last: of those that tell of DNS. It belongs to the reading goroutine.
+type lossTime struct {
+	looked, last time.Time
+	count        uint64
+}
+
+// lossLook is how often it is asked at most.
+const lossLook = 100 * time.Millisecond
+
+// noteLoss looks whether events were lost since it was asked before: for want of room in the ring.
+func (p *pipeline) noteLoss(now time.Time) {
+	if now.Sub(p.lost.looked) < lossLook {
+		return
+	}
+	p.lost.looked = now
+	losses, err := p.probe.Losses()
+	if err != nil {
+		return
+	}
+	if n := losses[probe.LossCauses[0]]; n != p.lost.count {
+		p.lost.count, p.lost.last = n, now
+	}
+}
+
+// since reports whether something was lost at or after a time.
+func (l *lossTime) since(t time.Time) bool { return !l.last.Before(t) }

@@ -58,6 +58,8 @@ type investigator struct {
 	answers map[answerKey]answer
 	// explained holds the fault that explains a path: what else befalls the path comes of it.
 	explained map[pathKey]explained
+	// blamed holds what explained a connection last: a DNS query on it that ended badly did so for that.
+	blamed    map[trace.Tuple]blamed
 	made      map[metrics.Finding]uint64
 	counters  counters
 	tracer    *ruleTracer // nil: rules are not traced
@@ -86,6 +88,7 @@ func newInvestigator(node string, reader *netstate.Reader, places *netstate.Dire
 		seed:      maphash.MakeSeed(),
 		answers:   make(map[answerKey]answer),
 		explained: make(map[pathKey]explained),
+		blamed:    make(map[trace.Tuple]blamed),
 		made:      make(map[metrics.Finding]uint64),
 		redirects: newRedirectWatch(places, reader),
 	}
@@ -143,6 +146,9 @@ func (i *investigator) wait(ctx context.Context) {
 
 func (i *investigator) investigate(ctx context.Context, c *trace.Case) {
 	there := i.verifyPlaces(c)
+	if i.isBlamed(c) {
+		return
+	}
 	for _, suspect := range diagnose.Suspects(c) {
 		if i.explain(ctx, &suspect, there) {
 			return
@@ -223,6 +229,7 @@ func (i *investigator) claims(f *trace.Finding, c *trace.Case) bool {
 		i.forgetExplained(c.Event.Time)
 	}
 	i.explained[key] = explained{fault, c.Event.Time}
+	i.blame(f, c)
 	i.made[metrics.Finding{ID: f.ID, Direction: f.Direction.String()}]++
 	return true
 }

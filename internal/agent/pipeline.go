@@ -43,6 +43,7 @@ type pipeline struct {
 	dnsLost   [2]atomic.Uint64 // of the DNS table: evicted, not followed
 	livePaths atomic.Int64
 	drops     dropCounter
+	lost      lossTime
 
 	mu      sync.Mutex
 	settles []chan struct{} // who waits for what was seen to be handed out
@@ -91,6 +92,7 @@ func (p *pipeline) add(ev *trace.Event) {
 
 // idle is called when the ring is empty.
 func (p *pipeline) idle() {
+	p.noteLoss(time.Now())
 	p.table.Advance(time.Now())
 	p.dns.Advance(time.Now())
 	p.mu.Lock()
@@ -105,6 +107,12 @@ func (p *pipeline) idle() {
 	for _, c := range p.investigator.redirects.overdue(time.Now(), len(settles) > 0) {
 		p.investigator.submit(c)
 	}
+	if len(settles) > 0 && p.dns.Settling(time.Now()) {
+		p.mu.Lock()
+		p.settles = append(p.settles, settles...) // what becomes of them is known in a moment
+		p.mu.Unlock()
+		return
+	}
 	for _, done := range settles {
 		close(done)
 	}
@@ -112,6 +120,12 @@ func (p *pipeline) idle() {
 
 func (p *pipeline) handOut() {
 	for _, c := range p.table.Cases() {
+		p.dns.Annotate(&c)
+		p.investigator.submit(c)
+	}
+	for _, c := range p.dns.Cases() {
+		p.noteLoss(time.Now())
+		c.Trouble.Lossy = p.lost.since(c.Trouble.First)
 		p.investigator.submit(c)
 	}
 	for _, path := range p.table.Done() {

@@ -33,26 +33,27 @@ func (i *investigator) circle(ctx context.Context, c *trace.Case) []trace.Turn {
 		}
 		turn := trace.Turn{Place: h.Place, In: h.In, Way: s.Onward}
 		if own, err := i.reader.Addresses(h.Place.Netns); err == nil {
-			turn.Near = near(own, dst, owners)
+			turn.Near, turn.Link = near(own, dst, owners)
 		}
 		turns = append(turns, turn)
 	}
 	return turns
 }
 
-// near returns the way to a destination from a host that has it, or its owner, on a link.
-func near(own []netstate.Address, dst netip.Addr, owners [][]netstate.Address) trace.Gateway {
+// near returns the way to a destination from a host that has it, or its owner, on a
+// link; of the destination's own link also what it is the link of.
+func near(own []netstate.Address, dst netip.Addr, owners [][]netstate.Address) (trace.Gateway, netip.Prefix) {
 	for _, o := range own {
 		if o.Up && !o.Virtual && !o.Prefix.IsSingleIP() && o.Prefix.Addr() != dst && o.Prefix.Masked().Contains(dst) {
-			return trace.Gateway{Addr: dst, Device: o.Device}
+			return trace.Gateway{Addr: dst, Device: o.Device}, o.Prefix.Masked()
 		}
 	}
 	for _, theirs := range owners {
 		if gateways := onLink(own, theirs, dst.Is6()); len(gateways) > 0 {
-			return gateways[0]
+			return gateways[0], netip.Prefix{}
 		}
 	}
-	return trace.Gateway{}
+	return trace.Gateway{}, netip.Prefix{}
 }
 
 // contest finds out who claims the case's destination on the link that its packet came by.

@@ -186,6 +186,12 @@ func (s *step) translateIn(found []netfilter.Translation) {
 	}
 	addr := t.Addr
 	if t.Kind == netfilter.Redirect {
+		if s.at.in == 0 {
+			// A mesh's proxy does that, and asks the same address itself, excepted from the rule.
+			s.note("a rule of %s redirects the request to port %d of its own: it is taken that who listens there asks %s",
+				s.run.name(s.place), t.Port, s.packet.tuple.Dst)
+			return
+		}
 		addr = s.addressOn(s.at.in, netip.Addr{})
 	}
 	s.packet.tuple.Dst = rewritten(s.packet.tuple.Dst, addr, t.Port)

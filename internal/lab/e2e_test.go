@@ -273,7 +273,7 @@ func check(t *testing.T, l lab.Lab, r told) {
 		t.Errorf("where is %q, want %s", f.Where.Netns, where)
 	}
 	protocol := "tcp"
-	if l.Topology.Client.UDP {
+	if l.Topology.Client.UDP && l.Finding != "dns-tcp-fallback-blocked" {
 		protocol = "udp"
 	}
 	if server := l.Topology.Client.Server.String(); f.Path.Server != server || f.Path.Protocol != protocol {

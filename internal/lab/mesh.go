@@ -129,15 +129,15 @@ func meshOut(f Family) Topology {
 func meshDNS(f Family) Topology {
 	t := meshOut(f)
 	t.Name = "mesh-dns" + f.suffix()
-	t.Hosts[0].Addresses = append(t.Hosts[0].Addresses, Address{Device: "lo", Prefix: single(resolver(f))})
-	t.Hosts[1].Routes = []Route{{To: single(resolver(f)), Via: clients.addr(f, 7)}}
-	t.Services = []Service{{Host: "server", Address: addrPort(resolver(f), 53), UDP: true}}
-	t.Client = Client{Host: "pod", Server: addrPort(resolver(f), 53), UDP: true}
+	t.Hosts[0].Addresses = append(t.Hosts[0].Addresses, Address{Device: "lo", Prefix: single(nameServer(f))})
+	t.Hosts[1].Routes = []Route{{To: single(nameServer(f)), Via: clients.addr(f, 7)}}
+	t.Services = []Service{{Host: "server", Address: addrPort(nameServer(f), 53), UDP: true}}
+	t.Client = Client{Host: "pod", Server: addrPort(nameServer(f), 53), UDP: true}
 	return t
 }
 
-// resolver is the name server that kumactl found when it wrote the rules.
-func resolver(f Family) netip.Addr {
+// nameServer is the name server that kumactl found when it wrote the rules.
+func nameServer(f Family) netip.Addr {
 	if f == IPv6 {
 		return netip.MustParseAddr("fd00:96::a")
 	}

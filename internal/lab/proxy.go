@@ -84,15 +84,15 @@ func (n *Network) startProxy(name string, p Proxy) error {
 // would make them without end.
 const mostProxied = 300
 
-// proxying is a proxy at work.
-type proxying struct {
+// carrier is a proxy at work.
+type carrier struct {
 	Proxy
 	slots chan struct{}
 }
 
 // serveProxy is the whole of a proxy's process.
 func serveProxy(ctx context.Context, id, what string) error {
-	p := proxying{slots: make(chan struct{}, mostProxied)}
+	p := carrier{slots: make(chan struct{}, mostProxied)}
 	if err := json.Unmarshal([]byte(what), &p.Proxy); err != nil {
 		return fmt.Errorf("serve proxy: %w", err)
 	}
@@ -147,7 +147,7 @@ func serveProxy(ctx context.Context, id, what string) error {
 }
 
 // become makes all threads those of the proxy's user, and so what they open from now on.
-func (p *proxying) become() error {
+func (p *carrier) become() error {
 	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(p.UID), syscall.Setuid(p.UID)); err != nil {
 		return fmt.Errorf("serve proxy: %w", err)
 	}
@@ -155,7 +155,7 @@ func (p *proxying) become() error {
 }
 
 // prepare lets a listener take what is not addressed to this host.
-func (p *proxying) prepare(c syscall.RawConn, network string) error {
+func (p *carrier) prepare(c syscall.RawConn, network string) error {
 	if !p.Transparent {
 		return nil
 	}
@@ -170,7 +170,7 @@ func (p *proxying) prepare(c syscall.RawConn, network string) error {
 	return errors.Join(err, failed)
 }
 
-func (p *proxying) accept(ctx context.Context, l net.Listener, inbound bool) {
+func (p *carrier) accept(ctx context.Context, l net.Listener, inbound bool) {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -189,7 +189,7 @@ func (p *proxying) accept(ctx context.Context, l net.Listener, inbound bool) {
 }
 
 // carry goes on to where a connection was meant for, and carries bytes both ways.
-func (p *proxying) carry(ctx context.Context, conn *net.TCPConn, inbound bool) {
+func (p *carrier) carry(ctx context.Context, conn *net.TCPConn, inbound bool) {
 	defer conn.Close()
 	to := p.Ahead
 	if !to.IsValid() {

@@ -33,7 +33,11 @@ func (n *Network) startService(ctx context.Context, s Service) error {
 	}
 	var running server
 	open := func() (err error) {
-		if s.UDP {
+		switch {
+		case s.DNS != nil:
+			running, err = s.resolver(ctx, h.netns)
+			return err
+		case s.UDP:
 			running, err = s.serveUDP(ctx)
 			return err
 		}

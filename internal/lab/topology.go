@@ -79,6 +79,7 @@ type Service struct {
 	UDP     bool          // instead of TCP
 	Deaf    bool          // UDP: it does not read, and has the smallest buffer that there is
 	Again   time.Duration // UDP: it sends each answer once more after this time
+	DNS     *Resolver     // it answers DNS instead of echoing; nil: it does not
 }
 
 // Client makes the lab's connections, or asks with datagrams.
@@ -93,6 +94,7 @@ type Client struct {
 	Lines    int           // exchanged on each connection; 0: one
 	Open     bool          // datagrams: from a socket that is connected to nobody
 	Burst    int           // datagrams sent at once, before the first answer is waited for; 0: one
+	Lookup   *Lookup       // it asks DNS instead; nil: it does not
 }
 
 // host returns the host of that name.

@@ -42,9 +42,12 @@ func (n *Network) Traffic(ctx context.Context) error {
 				return
 			}
 			failures[i] = enter(h.ns, func() error {
-				if c.UDP {
+				switch {
+				case c.Lookup != nil:
+					outcomes[i] = c.resolve()
+				case c.UDP:
 					outcomes[i] = c.ask(ctx, func() { arrived(); <-half.over })
-				} else {
+				default:
 					outcomes[i] = c.connect(ctx, func() { arrived(); <-half.over })
 				}
 				return nil

@@ -13,10 +13,32 @@ import (
 var bridgeHooks = map[trace.NetfilterHook][]trace.NetfilterHook{
 	trace.Ingress:     {trace.Prerouting, trace.Input, trace.Forward, trace.Postrouting},
 	trace.Prerouting:  {trace.Prerouting, trace.Input, trace.Forward, trace.Postrouting},
-	trace.Forward:     {trace.Forward, trace.Postrouting},
+	trace.Forward:     {trace.Forward, trace.Postrouting, trace.Input},
 	trace.Output:      {trace.Output, trace.Postrouting},
 	trace.Postrouting: {trace.Output, trace.Postrouting},
 	trace.Egress:      {trace.Output, trace.Postrouting},
+}
+
+// intoBridge and outOfBridge are the hooks of a packet that the bridge's own host
+// has routed to it, and of one that it is to route on.
+var (
+	intoBridge  = []trace.NetfilterHook{trace.Output, trace.Postrouting}
+	outOfBridge = []trace.NetfilterHook{trace.Prerouting, trace.Input}
+)
+
+// hooksOf returns the bridge's hooks at which a packet may have been dropped. With
+// br_netfilter it has a route at all of them: to the bridge, until its host has routed it.
+func hooksOf(q trace.Question, out trace.Interface, routes routes) []trace.NetfilterHook {
+	if q.Filters[0] == trace.Forward && q.Out != 0 {
+		above, fromPort := bridgeAbove(q.In, routes)
+		switch {
+		case !fromPort && out.Kind == "bridge":
+			return intoBridge
+		case fromPort && q.Out != above.Index && !routes.isPort(q.Out):
+			return outOfBridge
+		}
+	}
+	return bridgeHooks[q.Filters[0]]
 }
 
 // hasBridge reports whether there are chains of family bridge.
@@ -26,6 +48,7 @@ func (s *ruleset) hasBridge() bool {
 
 // bridged walks the rules of family bridge, for a packet that no other rule drops.
 func (s *ruleset) bridged(q trace.Question, in, out trace.Interface, routes routes) ([]trace.FilterVerdict, error) {
+	hooks := hooksOf(q, out, routes)
 	in, inside := port(in, q.In, routes)
 	out, outside := port(out, q.Out, routes)
 	if !inside && !outside {
@@ -33,7 +56,7 @@ func (s *ruleset) bridged(q trace.Question, in, out trace.Interface, routes rout
 	}
 	q.In, q.Out = in.Index, out.Index
 	q.Conntrack = trace.Conntrack{}
-	for _, hook := range bridgeHooks[q.Filters[0]] {
+	for _, hook := range hooks {
 		p := newPacket(q, in, out, hook, routes)
 		p.bridged = true
 		drops, err := s.drops(p)

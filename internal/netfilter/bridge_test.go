@@ -96,3 +96,69 @@ func TestBridge(t *testing.T) {
 		}
 	}
 }
+
+// TestRoutedOverBridge drops packets that the bridge's host sends on, by it and from it.
+func TestRoutedOverBridge(t *testing.T) {
+	a, router, b := newSpace(t), newSpace(t), newSpace(t)
+	join(a, "a0", router, "r0")
+	join(b, "b0", router, "p1")
+	router.run("", "ip", "link", "add", "br0", "type", "bridge")
+	router.run("", "ip", "link", "set", "p1", "master", "br0")
+	router.run("", "ip", "link", "set", "br0", "up")
+	router.run("", "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	a.address("a0", "10.4.0.1/24")
+	router.address("r0", "10.4.0.9/24")
+	router.address("br0", "10.3.0.9/24")
+	b.address("b0", "10.3.0.2/24")
+	a.run("", "ip", "route", "add", "default", "via", "10.4.0.9")
+	router.run(`table bridge f {
+ chain across {
+  type filter hook forward priority 0; policy accept;
+  tcp dport 80 drop
+ }
+ chain out {
+  type filter hook output priority 0; policy accept;
+  tcp dport { 80, 84 } drop
+ }
+ chain up {
+  type filter hook input priority 0; policy accept;
+  tcp sport 86 drop
+ }
+}
+`, "nft", "-f", "-")
+	device := func(name, kind string) trace.Interface {
+		return trace.Interface{Device: trace.Device{Index: router.index(name), Name: name}, Kind: kind}
+	}
+	in, out := device("r0", "veth"), device("br0", "bridge")
+	b.run("", "ip", "route", "add", "default", "via", "10.3.0.9")
+	ear, back := b.listen(), a.listen()
+	answer := trace.Tuple{Protocol: trace.TCP, Src: netip.MustParseAddrPort("10.3.0.2:86"), Dst: netip.MustParseAddrPort("10.4.0.1:1000")}
+	b.fire(shot{number: 3000, tuple: answer, flags: trace.SYN | trace.ACK})
+	if back.heard(t, 300e6)[3000] {
+		t.Fatal("the answer was delivered")
+	}
+	port := device("p1", "veth")
+	for _, leg := range []trace.Interface{in, out} { // with br_netfilter the frame's route is the bridge at first
+		q := trace.Question{Packet: answer, Flags: trace.SYN | trace.ACK, In: port.Index, Out: leg.Index, Filters: []trace.NetfilterHook{trace.Forward, trace.Postrouting}}
+		var found []trace.FilterVerdict
+		router.do(func() (err error) { found, err = Verdicts(q, port, leg); return err })
+		if len(found) != 1 || found[0].Chain != "up" || found[0].Hook != trace.Input {
+			t.Errorf("answer by %s: %+v", leg.Name, found)
+		}
+	}
+	for i, to := range []string{"10.3.0.2:80", "10.3.0.2:84", "10.3.0.2:85"} {
+		dropped := i < 2
+		tuple := trace.Tuple{Protocol: trace.TCP, Src: netip.MustParseAddrPort("10.4.0.1:1000"), Dst: netip.MustParseAddrPort(to)}
+		q := trace.Question{Packet: tuple, Flags: trace.SYN, In: in.Index, Out: out.Index, Filters: []trace.NetfilterHook{trace.Forward, trace.Postrouting}}
+		number := uint32(2000 + i)
+		a.fire(shot{number: number, tuple: tuple, flags: trace.SYN})
+		if got := ear.heard(t, 300e6)[number]; got == dropped {
+			t.Fatalf("%s: delivered %v", to, got)
+		}
+		var found []trace.FilterVerdict
+		router.do(func() (err error) { found, err = Verdicts(q, in, out); return err })
+		if dropped != (len(found) == 1) || dropped && (found[0].Chain != "out" || found[0].Hook != trace.Output || !found[0].Certain) {
+			t.Errorf("%s: %+v", to, found)
+		}
+	}
+}

@@ -30,13 +30,14 @@ func (r *reading) readTracking(_ context.Context, state *trace.HostState) error 
 		return nil // kernels can do without this file
 	}
 	defer file.Close()
-	state.Tracking.Drops, state.Tracking.Invalid = parseTrackingCounters(io.LimitReader(file, 1<<20))
+	parseTrackingCounters(io.LimitReader(file, 1<<20), &state.Tracking)
 	return nil
 }
 
-// parseTrackingCounters sums the columns drop and invalid of all CPUs
-// (ct_cpu_seq_show, net/netfilter/nf_conntrack_standalone.c); numbers are hexadecimal.
-func parseTrackingCounters(in io.Reader) (drops, invalid uint64) {
+// parseTrackingCounters sums columns of all CPUs (ct_cpu_seq_show,
+// net/netfilter/nf_conntrack_standalone.c); numbers are hexadecimal.
+func parseTrackingCounters(in io.Reader, t *trace.ConntrackState) {
+	counters := map[string]*uint64{"drop": &t.Drops, "invalid": &t.Invalid, "insert_failed": &t.InsertFailed, "clashres": &t.Clashes}
 	var names []string
 	for lines := bufio.NewScanner(in); lines.Scan(); {
 		fields := strings.Fields(lines.Text())
@@ -44,21 +45,11 @@ func parseTrackingCounters(in io.Reader) (drops, invalid uint64) {
 			names = fields
 			continue
 		}
-		for i, field := range fields {
-			if i >= len(names) {
-				break
-			}
-			n, err := strconv.ParseUint(field, 16, 64)
-			if err != nil {
-				continue
-			}
-			switch names[i] {
-			case "drop":
-				drops += n
-			case "invalid":
-				invalid += n
+		for i, field := range fields[:min(len(fields), len(names))] {
+			counter := counters[names[i]]
+			if n, err := strconv.ParseUint(field, 16, 64); err == nil && counter != nil {
+				*counter += n
 			}
 		}
 	}
-	return drops, invalid
 }

@@ -5,22 +5,26 @@ type Symptom uint8
 
 // The symptoms.
 const (
-	SymptomDrop         Symptom = iota + 1 // the kernel dropped a packet of the exchange
-	SymptomSilence                         // a connection request came in, and nothing went out
-	SymptomRefused                         // a connection request was answered with a reset, as no socket took it
-	SymptomLoop                            // a packet's hop limit ran out
-	SymptomDeaf                            // a host that is there does not answer for its address
-	SymptomTooBig                          // packets too big for a device go on being sent, or the ICMP error about them was dropped
-	SymptomStray                           // a host sent a request back where it came from, and no answer came
-	SymptomAstray                          // a host sent a reply to a router that has no way to the client
-	SymptomAsked                           // nothing yet: somebody says that this host is to answer for the packet's destination
-	SymptomMisaddressed                    // an answer came back with another source than the one that was asked
-	SymptomVanished                        // a packet left a host, and nobody saw it again, or the wrong host did
-	SymptomUnmatched                       // a packet of a live connection came to a host that does not know it
-	SymptomSwallowed                       // a packet to another MAC came in at a device, nobody saw it again, and the request was repeated
-	SymptomMisled                          // a packet left a host for the MAC address of a neighbour entry, and was lost
-	SymptomPassed                          // nothing failed that was seen: a connection began or ended where there may be a proxy
-	SymptomUnsent                          // connect() or sendto() from or to a loopback address found no way by lo: there was no packet
+	SymptomDrop          Symptom = iota + 1 // the kernel dropped a packet of the exchange
+	SymptomSilence                          // a connection request came in, and nothing went out
+	SymptomRefused                          // a connection request was answered with a reset, as no socket took it
+	SymptomLoop                             // a packet's hop limit ran out
+	SymptomDeaf                             // a host that is there does not answer for its address
+	SymptomTooBig                           // packets too big for a device go on being sent, or the ICMP error about them was dropped
+	SymptomStray                            // a host sent a request back where it came from, and no answer came
+	SymptomAstray                           // a host sent a reply to a router that has no way to the client
+	SymptomAsked                            // nothing yet: somebody says that this host is to answer for the packet's destination
+	SymptomMisaddressed                     // an answer came back with another source than the one that was asked
+	SymptomVanished                         // a packet left a host, and nobody saw it again, or the wrong host did
+	SymptomUnmatched                        // a packet of a live connection came to a host that does not know it
+	SymptomSwallowed                        // a packet to another MAC came in at a device, nobody saw it again, and the request was repeated
+	SymptomMisled                           // a packet left a host for the MAC address of a neighbour entry, and was lost
+	SymptomUnanswered                       // a DNS query got no response
+	SymptomErrorResponse                    // a DNS response says that something went wrong
+	SymptomLate                             // a DNS response came when nobody waited for it any more
+	SymptomAmplified                        // a DNS name was asked for under many others first
+	SymptomPassed                           // nothing failed that was seen: a connection began or ended where there may be a proxy
+	SymptomUnsent                           // connect() or sendto() from or to a loopback address found no way by lo: there was no packet
 )
 
 // String returns the symptom's name.
@@ -58,6 +62,14 @@ func (s Symptom) String() string {
 		return "passed"
 	case SymptomUnsent:
 		return "unsent"
+	case SymptomUnanswered:
+		return "unanswered"
+	case SymptomErrorResponse:
+		return "error response"
+	case SymptomLate:
+		return "late"
+	case SymptomAmplified:
+		return "amplified"
 	}
 	return "unknown"
 }
@@ -91,4 +103,11 @@ type Case struct {
 	Repeats uint32
 	// Leg is the part of the path that Event is about, where it is one of several that a proxy joins.
 	Leg Tuple
+
+	Trouble *Trouble // the DNS query that it is about; nil: it is about packets
+	// DNS is the DNS question that the packet asked: "A www.example.com."; "": none, or not known.
+	DNS string
+	// Truncated is the DNS question whose truncated answer the connection is to make good; "": none.
+	Truncated string
+	Resolved  Resolved // how the client came to know the server's address
 }

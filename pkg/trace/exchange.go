@@ -190,6 +190,17 @@ func (x *Exchange) Hops(d Direction) []Hop {
 	return hops
 }
 
+// Held is the longest time in which neither query nor response was seen, and the
+// sightings before and after it; nil where there are not two.
+func (x *Exchange) Held() (longest time.Duration, before, after *Sighting) {
+	for i := 1; i < len(x.Sightings); i++ {
+		if d := x.Sightings[i].Time.Sub(x.Sightings[i-1].Time); d > longest || after == nil {
+			longest, before, after = d, &x.Sightings[i-1], &x.Sightings[i]
+		}
+	}
+	return longest, before, after
+}
+
 // FilterTuples appends the tuples by which a filter knows the exchange: what the client meant, then what was seen.
 func (x *Exchange) FilterTuples(dst []Tuple) []Tuple {
 	dst = append(dst, Tuple{Protocol: x.Protocol, Src: x.Client, Dst: x.Server})

@@ -18,6 +18,7 @@ type Turn struct {
 	// destination itself where that is on the link, or another address of its
 	// owner. The zero value says that neither is known to be near.
 	Near Gateway
+	Link netip.Prefix // that holds the destination, where Near is the destination itself
 }
 
 // Claim is a host that answers for an address on a link.

@@ -126,6 +126,8 @@ type ConntrackState struct {
 	Count, Max int    // nf_conntrack_count of the namespace, and nf_conntrack_max
 	Drops      uint64 // packets dropped for want of an entry, since the namespace is there
 	Invalid    uint64 // packets that belong to no connection
+	// InsertFailed counts packets whose entry was refused at last, as another packet had made it meanwhile; Clashes those for which that was put right.
+	InsertFailed, Clashes uint64
 }
 
 // Full reports whether a new connection finds no room, or hardly any.

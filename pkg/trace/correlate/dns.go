@@ -67,6 +67,15 @@ type DNSTable struct {
 	// An exchange is in one of these: without an end, with a response, given up.
 	waiting, lingering, expired queue
 
+	troubles  []trouble
+	made      map[nameAt]*exchange // the latest query that a namespace made of a question
+	answering map[serverAt]time.Time
+	homes     map[trace.Netns]struct{} // where responses were seen to come to clients
+	memory    answers
+	searches  map[searcher]*search
+	cut       map[cutKey]*trace.Exchange // whose answers did not fit, of late
+	cases     []trace.Case
+
 	number   uint64
 	advanced time.Time
 	exits    time.Time
@@ -88,7 +97,8 @@ func NewDNS(cfg DNSConfig) *DNSTable {
 	cfg.setDefaults()
 	return &DNSTable{
 		cfg: cfg, messages: make(map[dns.Key]*exchange), askers: make(map[asker]*exchange),
-		places: make(map[trace.Netns]cachedPlace), streams: newStreams(),
+		places: make(map[trace.Netns]cachedPlace), streams: newStreams(), made: make(map[nameAt]*exchange), answering: make(map[serverAt]time.Time), homes: make(map[trace.Netns]struct{}),
+		memory: newAnswers(), searches: make(map[searcher]*search), cut: make(map[cutKey]*trace.Exchange),
 	}
 }
 
@@ -112,6 +122,7 @@ type exchange struct {
 	key        dns.Key // of its messages
 	asker      asker
 	next       *exchange   // with the same key
+	unfollowed uint64      // DNSStats.Unfollowed when it began
 	made       bool        // it began here: the first sighting is of the query being sent
 	home       trace.Netns // where it was first seen
 	skb        uint64      // of the packet seen last, its time and direction
@@ -122,7 +133,13 @@ type exchange struct {
 	stray      bool      // a response came from elsewhere
 	ended      bool      // it was handed out
 	twin       *exchange // while this one is followed
-	previous   *exchange // that this one asks again
+	// Made in the same namespace, of the same question: before this one, and after it.
+	older, newer *exchange
+	served       bool      // its client got the answer from another query
+	lost         bool      // its twin was answered
+	claimed      bool      // a trouble of whoever made its maker ask is told instead
+	upstream     *exchange // that failed, and was made for this one
+	previous     *exchange // that this one asks again
 
 	queue      *queue
 	after, ago *exchange // neighbours in the queue
@@ -153,6 +170,8 @@ func (t *DNSTable) Add(ev *trace.Event) {
 	switch {
 	case ev.Hook == trace.HookDrop:
 		t.addDrop(ev)
+	case ev.Hook == trace.HookRetransmit:
+		t.addRetransmit(ev)
 	case ev.PayloadLength == 0 || ev.Inner || ev.Fragment:
 	case ev.Tuple.Protocol == trace.TCP:
 		t.streams.add(ev, t.addMessage, &t.stats)
@@ -280,7 +299,8 @@ func (t *DNSTable) create(key, name dns.Key, h *dns.Header, ev *trace.Event) *ex
 			ID: h.ID, Type: h.Type, Class: h.Class, RD: h.RD, Name: h.Name(), First: ev.Time, Last: ev.Time,
 			Sightings: make([]trace.Sighting, 0, 4), Tuples: make([]trace.Tuple, 0, 2),
 		},
-		key: key, made: isMade(ev), home: ev.Netns, asked: ev.Time,
+		key: key, made: isMade(ev) || ev.Hook == trace.HookDrop && ev.InIndex == 0, home: ev.Netns, asked: ev.Time,
+		unfollowed: t.stats.Unfollowed,
 	}
 	if c := ev.Conntrack; c.Known() && (c.Reply.Reverse() == ev.Tuple || c.Original == ev.Tuple) {
 		x.Client, x.Server = c.Original.Src, c.Original.Dst
@@ -289,6 +309,12 @@ func (t *DNSTable) create(key, name dns.Key, h *dns.Header, ev *trace.Event) *ex
 	x.asker = asker{ev.Netns, x.Client.Addr(), name}
 	t.relate(x)
 	t.askers[x.asker] = x
+	if x.made {
+		if x.older = t.made[x.nameAt()]; x.older != nil {
+			x.older.newer = x
+		}
+		t.made[x.nameAt()] = x
+	}
 	x.next = t.messages[key]
 	t.messages[key] = x
 	t.waiting.push(x, ev.Time)
@@ -301,10 +327,13 @@ func (t *DNSTable) relate(x *exchange) {
 	if latest == nil {
 		return
 	}
-	sameProcess := x.Process.PID == latest.Process.PID
+	sameProcess := x.maybeSameProcess(latest)
 	if latest.Type != x.Type && x.First.Sub(latest.First) < dnsTwin && (latest.Client == x.Client || sameProcess) {
 		x.Twin, latest.Twin = latest.Number, x.Number
 		x.twin, latest.twin = latest, x
+	}
+	if latest.Outcome == trace.Failed && latest.Type == x.Type && sameProcess {
+		x.previous = latest // it may be asked in simpler words now
 	}
 	candidates := [...]*exchange{latest, latest.twin, nil, nil}
 	if latest.previous != nil { // the other type has been asked again a moment ago
@@ -312,7 +341,9 @@ func (t *DNSTable) relate(x *exchange) {
 	}
 	for _, o := range candidates {
 		if o != nil && o != x && o.isAskedAgainBy(x) {
-			x.Repeats, x.previous, o.superseded = o.Number, o, true
+			x.Repeats, x.previous = o.Number, o
+			// What is asked of several servers side by side has not been given up.
+			o.superseded = x.First.Sub(o.asked) >= dnsRetry
 			return
 		}
 	}
@@ -321,7 +352,7 @@ func (t *DNSTable) relate(x *exchange) {
 // isAskedAgainBy reports that x asks what this one got no response to: after some time, or
 // another server from the same socket.
 func (x *exchange) isAskedAgainBy(again *exchange) bool {
-	if x.superseded || x.Type != again.Type || x.Class != again.Class || x.Process.PID != again.Process.PID {
+	if x.superseded || x.Type != again.Type || x.Class != again.Class || !x.maybeSameProcess(again) {
 		return false
 	}
 	if x.Outcome != trace.Pending && x.Outcome != trace.Unanswered && x.Outcome != trace.WrongSource {
@@ -415,6 +446,7 @@ func (t *DNSTable) answer(x *exchange, h *dns.Header, ev *trace.Event, message [
 		x.Outcome = trace.Answered
 	}
 	x.Responder = x.responder(source)
+	t.learn(x, h, message)
 	x.leave()
 	t.lingering.push(x, ev.Time)
 }
@@ -463,3 +495,8 @@ func (t *DNSTable) place(ns trace.Netns, at time.Time) *trace.Place {
 }
 
 const maxPlaces = 1024
+
+// maybeSameProcess: not always can be told which one it was.
+func (x *exchange) maybeSameProcess(o *exchange) bool {
+	return x.Process.PID == o.Process.PID || x.Process.PID == 0 || o.Process.PID == 0
+}

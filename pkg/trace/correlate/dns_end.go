@@ -53,6 +53,7 @@ func (t *DNSTable) remove(x *exchange) {
 	if t.askers[x.asker] == x {
 		delete(t.askers, x.asker)
 	}
+	t.forgetMade(x)
 	if x.twin != nil && x.twin.twin == x {
 		x.twin.twin = nil
 	}
@@ -97,6 +98,7 @@ func (t *DNSTable) Advance(now time.Time) {
 	}
 	t.watchExits(now)
 	t.streams.expire(now)
+	t.conclude(now)
 }
 
 // giveUp ends an exchange without a response, and goes on looking for one that comes late.
@@ -132,9 +134,13 @@ func (t *DNSTable) watchExits(now time.Time) {
 
 // Flush hands out all exchanges whose end is known: nothing that may still be told of those with a response is waited for.
 func (t *DNSTable) Flush() {
-	for x := t.lingering.first; x != nil; x = t.lingering.first {
-		t.handOut(x, x.Last)
-		t.remove(x)
+	for x := t.lingering.first; x != nil; {
+		next := x.after
+		if !x.isSlow() {
+			t.handOut(x, x.Last)
+			t.remove(x)
+		}
+		x = next
 	}
 }
 
@@ -207,7 +213,6 @@ func (t *DNSTable) dropped(ev *trace.Event) (*exchange, bool) {
 	x := t.find(key, ev, h.Response)
 	if x == nil && !h.Response {
 		x = t.create(key, name, &h, ev)
-		x.made = ev.InIndex == 0
 	}
 	switch {
 	case x == nil:
@@ -228,12 +233,14 @@ func (t *DNSTable) handOut(x *exchange, at time.Time) {
 	x.ended = true
 	if x.queue == &t.lingering || x.queue == &t.waiting && x.Outcome == trace.Pending {
 		t.done = append(t.done, &x.Exchange) // it is forgotten at once
+		t.suspect(x, &x.Exchange, at)
 		return
 	}
 	out := x.Exchange // it may be seen again
 	out.Sightings = append([]trace.Sighting(nil), x.Sightings...)
 	out.Tuples = append([]trace.Tuple(nil), x.Tuples...)
 	t.done = append(t.done, &out)
+	t.suspect(x, &out, at)
 }
 
 // stage is how far the exchange came.

@@ -58,6 +58,8 @@ type path struct {
 	opened    trace.Symptom // of the case that was opened last, its namespace and time
 	openedIn  trace.Netns
 	openedAt  time.Time
+	// tunnelDropped is when a tunnel's packet with a datagram of the path was dropped first.
+	tunnelDropped time.Time
 }
 
 // rejection is an ICMP error or reset that a namespace made because of a packet of the path.

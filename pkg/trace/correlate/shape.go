@@ -16,9 +16,13 @@ const (
 	roundAge = 500 * time.Millisecond
 )
 
-// comesAround reports that the packet has been here a moment ago, with more hops left to live.
+// comesAround reports that the packet has been here a moment ago, with more hops left
+// to live. Datagrams have no number: there the skb tells that it is the same packet.
 func (h *hop) comesAround(ev *trace.Event) bool {
 	again := h.ttl != 0 && ev.TTL != 0 && ev.TTL < h.ttl && ev.Time.Sub(h.at) < roundAge
+	if ev.Tuple.Protocol == trace.UDP {
+		again = again && ev.SKB == h.skb
+	}
 	switch {
 	case again:
 		h.rounds++
@@ -195,6 +199,17 @@ func isExpiry(ev *trace.Event) bool {
 		return false
 	}
 	return strings.HasPrefix(ev.Symbol, "ip_forward") || strings.HasPrefix(ev.Symbol, "ip6_forward")
+}
+
+// comesBy reports that a packet which goes in a circle comes by once more, with
+// another source: NAT on its way takes it for a new flow each time, and gives it a port of its own.
+func (p *path) comesBy(d trace.Direction, ev *trace.Event) bool {
+	for i, hops := 0, *p.hops(d); i < len(hops); i++ {
+		if h := &hops[i]; h.netns == ev.Netns && h.skb == ev.SKB && h.rounds > 0 && ev.TTL != 0 && ev.TTL <= h.ttl {
+			return true
+		}
+	}
+	return false
 }
 
 // goesRound notes the hops that a datagram must have passed again and again, once

@@ -180,6 +180,7 @@ func (t *Table) open(p *path, s trace.Symptom, d trace.Direction, ev *trace.Even
 	if h := p.lastArrival(asked, ev.Netns); h != nil {
 		c.Arrival = p.arrival(asked, h)
 	}
+	c.DNS, c.Event.Payload = payloadQuestion(ev), nil // the payload is gone when the case is looked at
 	if p.miss != nil && p.miss.Netns == ev.Netns {
 		c.Miss = *p.miss
 	}

@@ -104,13 +104,16 @@ func (t *Table) datagramPath(ev *trace.Event) (*path, trace.Direction) {
 	if p, d := t.findTuple(ev.Netns, ev.Tuple); p != nil {
 		return p, d
 	}
-	if ref, ok := t.udp.bySKB[ev.SKB]; ok && ev.SKB != 0 && ev.Time.Sub(ref.at) < packetAge && ref.path.isSender(ref.direction, ev.Tuple) {
+	if ref, ok := t.udp.bySKB[ev.SKB]; ok && ev.SKB != 0 && ev.Time.Sub(ref.at) < packetAge && (ref.path.isSender(ref.direction, ev.Tuple) || ref.path.comesBy(ref.direction, ev)) {
 		return ref.path, ref.direction
 	}
 	if c := ev.Conntrack; c.Known() {
 		for _, tuple := range []trace.Tuple{c.Original, c.Reply.Reverse()} {
-			if p, _ := t.findTuple(ev.Netns, tuple); p != nil {
-				return p, conntrackDirection(c)
+			if p, d := t.findTuple(ev.Netns, tuple); p != nil {
+				if conntrackDirection(c) == trace.Reply {
+					d = opposite(d)
+				}
+				return p, d // where the request was not tracked, its answer begins an entry
 			}
 		}
 	}
@@ -172,6 +175,13 @@ func conntrackDirection(c trace.Conntrack) trace.Direction {
 		return trace.Reply
 	}
 	return trace.Request
+}
+
+func opposite(d trace.Direction) trace.Direction {
+	if d == trace.Reply {
+		return trace.Request
+	}
+	return trace.Reply
 }
 
 // conntrackUntracked is IP_CT_UNTRACKED of include/uapi/linux/netfilter/nf_conntrack_common.h.
@@ -246,7 +256,7 @@ func (t *Table) addDatagram(ev *trace.Event) {
 	if ev.Hook == trace.HookTransmit {
 		p.depart(d, ev)
 	} else {
-		p.arrive(d, ev)
+		t.watchCircle(p, d, p.arrive(d, ev), ev)
 	}
 	if d == trace.Request {
 		before := p.requests
@@ -374,7 +384,7 @@ func (t *Table) addDatagramDrop(ev *trace.Event) {
 	}
 	p.dropAt(d, ev)
 	if isExpiry(ev) && p.goesRound(d) {
-		if p.mayOpen(trace.SymptomLoop, ev) {
+		if ev.Time.Sub(p.circled) >= roundAge && p.mayOpen(trace.SymptomLoop, ev) {
 			t.open(p, trace.SymptomLoop, d, ev)
 		}
 		return

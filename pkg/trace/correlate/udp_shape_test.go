@@ -1,6 +1,7 @@
 package correlate
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -56,6 +57,10 @@ func TestDatagramShapes(t *testing.T) {
 			s.wait(time.Second)
 			straight(s)
 		}, 0, 0, 0},
+		"an answer that begins an entry of its own, as the question was not tracked": {func(s *scene) {
+			s.udpRequest()
+			s.datagram(reply).nat(elsewhere).tx(backend, 0, 2).rx(client, 2).drop(client, 2, "NO_SOCKET", "x")
+		}, 1, trace.SymptomMisaddressed, trace.Reply},
 		"an answer that left and was not seen again": {func(s *scene) {
 			s.udpRequest()
 			s.datagram(reply).tx(backend, 0, 3)
@@ -94,6 +99,20 @@ func TestDatagramShapes(t *testing.T) {
 			s.datagram(ask).tx(client, 0, 2).rx(router, 2).tx(router, 2, 3).rx(lb, 2).tx(lb, 2, 2).rx(router, 3).tx(router, 3, 3).
 				ttl(1).drop(lb, 2, "IP_INHDR", "ip_forward")
 		}, 1, trace.SymptomLoop, trace.Request},
+		"a circle through NAT that gives the packet another port each time": {func(s *scene) {
+			p := s.datagram(ask).tx(client, 0, 2).ttl(63).rx(router, 2).nat(pod).tx(router, 2, 3)
+			for i := range byte(30) {
+				next := pod
+				next.Src = netip.AddrPortFrom(pod.Src.Addr(), 50000+uint16(i))
+				p = p.ttl(62-2*i).rx(lb, 2).tx(lb, 2, 2).ttl(61-2*i).rx(router, 3).nat(next).tx(router, 3, 3)
+			}
+			p.ttl(1).drop(lb, 2, "IP_INHDR", "ip_forward")
+		}, 1, trace.SymptomLoop, trace.Request},
+		"datagrams of one socket that live shorter and shorter": {func(s *scene) {
+			for i := range byte(10) {
+				s.datagram(ask).ttl(60-i).tx(client, 0, 2).rx(router, 2).tx(router, 2, 3).rx(backend, 2)
+			}
+		}, 0, 0, 0},
 		"a hop limit that traceroute chose": {func(s *scene) {
 			s.datagram(ask).tx(client, 0, 2).rx(router, 2).tx(router, 2, 3).rx(lb, 2).ttl(1).drop(lb, 2, "IP_INHDR", "ip_forward")
 		}, 1, trace.SymptomDrop, trace.Request},

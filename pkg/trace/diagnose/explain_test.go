@@ -37,6 +37,12 @@ func rejected(kind, prefix string) trace.Lookup {
 	return trace.Lookup{Done: true, Errno: syscall.EINVAL, Type: kind, Prefix: netip.MustParsePrefix(prefix), Table: 254}
 }
 
+func thrown() trace.Lookup {
+	l := rejected("throw", "198.51.100.0/24")
+	l.Errno = syscall.ENETUNREACH
+	return l
+}
+
 // request is a case about a SYN that came into be by eth0.
 func request(s trace.Symptom, t trace.Tuple) trace.Case {
 	ev := trace.Event{Time: now, Netns: be.Netns, Device: eth0, Tuple: t, Flags: trace.SYN, InIndex: eth0.Index, Hook: trace.HookReceive}
@@ -156,6 +162,9 @@ func TestExplain(t *testing.T) {
 		{"silent, no route back, no gateway known", request(trace.SymptomSilence, vip4),
 			trace.HostState{DstLocal: true, Listeners: listening(), Back: noRoute()},
 			"reply-no-route", trace.Reply, trace.Certain, "# ip netns exec be ip route add default via GATEWAY dev eth0"},
+		{"a throw route ends the lookup", request(trace.SymptomSilence, vip4),
+			trace.HostState{DstLocal: true, Listeners: listening(), Back: thrown(), PreviousHop: addr("10.2.0.1")},
+			"reply-no-route", trace.Reply, trace.Certain, "ip netns exec be ip route del throw 198.51.100.0/24"},
 		{"silent, but there is a route", request(trace.SymptomSilence, vip4),
 			trace.HostState{DstLocal: true, Listeners: listening(), Back: found}, "", 0, 0, ""},
 		{"silent, and nobody listens", request(trace.SymptomSilence, vip4),

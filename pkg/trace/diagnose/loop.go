@@ -77,8 +77,11 @@ func explainLoop(c *trace.Case, s *trace.HostState) *explanation {
 	switch l := &wrong.Way; {
 	case wrong.Near.Addr == to:
 		e.cause += fmt.Sprintf("%s has %s on its link %s, but sends it to %s.", here, to, wrong.Near.Device.Name, way(l))
-		e.fix = []string{at(wrong.Place, "%s route del %s%s dev %s%s", ipCommand(to), showPrefix(l.Prefix), viaText(*l), quote(l.Device.Name), tableArg(l.Table)) +
-			fmt.Sprintf("   # %s is on the link %s", to, wrong.Near.Device.Name)}
+		mend := at(wrong.Place, "%s route del %s%s dev %s%s", ipCommand(to), showPrefix(l.Prefix), viaText(*l), quote(l.Device.Name), tableArg(l.Table))
+		if lacksLink(wrong) {
+			mend = at(wrong.Place, "%s route replace %s dev %s", ipCommand(to), wrong.Link, quote(wrong.Near.Device.Name))
+		}
+		e.fix = []string{mend + fmt.Sprintf("   # %s is on the link %s", to, wrong.Near.Device.Name)}
 	case wrong.Near.Addr.IsValid():
 		e.cause += fmt.Sprintf("%s is linked to the host that owns %s, at %s on %s, but sends it to %s.", here, to, wrong.Near.Addr, wrong.Near.Device.Name, way(l))
 		e.fix = []string{at(wrong.Place, "%s route replace %s via %s dev %s", ipCommand(to), host(to), wrong.Near.Addr, quote(wrong.Near.Device.Name))}
@@ -90,6 +93,12 @@ func explainLoop(c *trace.Case, s *trace.HostState) *explanation {
 		e.cause += fmt.Sprintf("%s sends it back, to %s.", here, way(l))
 	}
 	return e
+}
+
+// lacksLink reports a host without the route to its own link that its address there
+// had brought: else that would have been chosen before the one which leads away.
+func lacksLink(t *trace.Turn) bool {
+	return t.Link.IsValid() && t.Way.Prefix.IsValid() && (t.Way.Table == 0 || t.Way.Table == tableMain) && t.Way.Prefix.Bits() <= t.Link.Bits()
 }
 
 // way tells where a route leads.

@@ -53,6 +53,8 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		return q, c.Suspect
 	case trace.SymptomStray:
 		return q, c.Suspect
+	case trace.SymptomUnanswered, trace.SymptomErrorResponse, trace.SymptomLate, trace.SymptomAmplified:
+		return dnsQuestion(c, q), true
 	case trace.SymptomUnmatched:
 		return q, true
 	case trace.SymptomDrop:
@@ -73,7 +75,7 @@ func Question(c *trace.Case) (trace.Question, bool) {
 			return q, true
 		case isNetfilterDrop(c):
 			q.Filters, q.MoreFragments = netfilterHooks(c), ev.MoreFragments
-			q.Limits, q.Tracked = asksLimits(c), tracked(c)
+			q.Limits, q.Tracked = asksLimits(c) || mayRace(c), tracked(c)
 			if ev.OtherHost && ev.Device.Index != ev.InIndex {
 				q.Out = ev.Device.Index // a bridge has chosen the port; there is no route
 			}
@@ -95,6 +97,26 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		}
 	}
 	return trace.Question{}, false
+}
+
+// dnsQuestion asks where a DNS query took the turn for the worse: which socket took it.
+func dnsQuestion(c *trace.Case, q trace.Question) trace.Question {
+	if c.Symptom == trace.SymptomErrorResponse || c.Symptom == trace.SymptomLate {
+		q.Packet, q.In, q.Arrived = queryAt(c.Trouble.Root(), c.Place.Netns, q.Packet), 0, 0
+	}
+	q.Receivers = true
+	q.Limits = c.Symptom == trace.SymptomUnanswered && c.Trouble.Lost
+	return q
+}
+
+// queryAt is a query's tuple as it came to a namespace.
+func queryAt(x *trace.Exchange, ns trace.Netns, otherwise trace.Tuple) trace.Tuple {
+	for i := range x.Sightings {
+		if s := &x.Sightings[i]; !s.Reply && !s.Transmit && s.Place != nil && s.Place.Netns == ns {
+			return x.TupleOf(s)
+		}
+	}
+	return otherwise
 }
 
 // icmpQuestion asks what filters do with the ICMP error that was dropped.
@@ -214,6 +236,9 @@ func Suspects(c *trace.Case) []trace.Case {
 	if c.Symptom == trace.SymptomUnmatched {
 		return unmatchedSuspects(c)
 	}
+	if c.Trouble != nil && c.Symptom != trace.SymptomMisaddressed {
+		return nil
+	}
 	if c.Direction == trace.Reply {
 		suspects := slices.Concat(replySuspects(c), misled(c))
 		if a, ok := astray(c); ok {
@@ -221,7 +246,7 @@ func Suspects(c *trace.Case) []trace.Case {
 		}
 		return suspects
 	}
-	if c.Direction != trace.Request || c.Symptom == trace.SymptomSilence || c.Symptom == trace.SymptomRefused {
+	if c.Direction != trace.Request || c.Symptom == trace.SymptomSilence || c.Symptom == trace.SymptomRefused || c.Trouble != nil {
 		return nil
 	}
 	suspects := misled(c)

@@ -12,12 +12,22 @@ func live() []Rule {
 	return []Rule{
 		with(loopbackDown, explainLoopbackDown),
 		loopbackSourceLeaked,
-		with(redirectLoop, explainRedirectLoop),
-		with(redirectTargetNotListening, explainTargetNotListening),
+		with(redirectLoop, either(explainRedirectLoop, explainAskedItself)),
+		with(redirectTargetNotListening, either(explainTargetNotListening, explainRefusedRedirect)),
 		with(routeLocalnetDisabled, explainLocalnet),
 		with(redirectBypassedIPv6, explainBypassedIPv6),
 		with(redirectMissing, explainRedirectMissing),
 		with(loopbackBlocked, explainLoopbackBlocked),
+	}
+}
+
+// either asks one, and another where that has nothing to say.
+func either(first, second func(*trace.Case, *trace.HostState) *explanation) func(*trace.Case, *trace.HostState) *explanation {
+	return func(c *trace.Case, s *trace.HostState) *explanation {
+		if e := first(c, s); e != nil {
+			return e
+		}
+		return second(c, s)
 	}
 }
 
@@ -48,7 +58,7 @@ var redirectTargetNotListening = Rule{
 	Title:    "the redirect points to a port where nobody listens (proxy or its DNS)",
 	Severity: trace.Error,
 	Doc: "Traffic is redirected to a port at which no socket would take it: the proxy is not started, not ready or has ended; it listens on another port, for the other IP version, or on 127.0.0.1 alone, where inbound traffic does not go. " +
-		"Connections are refused although the application runs.",
+		"Connections are refused although the application runs. It is also told of a packet that was refused: a DNS query, or a connection, that the namespace itself had redirected.",
 }
 
 var redirectLoop = Rule{
@@ -56,7 +66,8 @@ var redirectLoop = Rule{
 	Title:    "the proxy's own traffic is redirected to itself",
 	Severity: trace.Error,
 	Doc: "What the proxy sends to other hosts, to its name server, or from 127.0.0.6 (::6) to the application is redirected back to the proxy: each connection makes another, thousands a second, and no packet is dropped. " +
-		"The rules tell the proxy by its user, group or mark. They lack that exception, or are for another user than the one of the process that listens.",
+		"The rules tell the proxy by its user, group or mark. They lack that exception, or are for another user than the one of the process that listens. " +
+		"It is also told of a DNS query that came back to the resolver, or proxy, that had made it of another one.",
 }
 
 var loopbackBlocked = Rule{

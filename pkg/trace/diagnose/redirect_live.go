@@ -352,7 +352,7 @@ func ruleName(l *trace.RedirectLeg) string {
 const fewRepeats = 3
 
 func explainRedirectLoop(c *trace.Case, s *trace.HostState) *explanation {
-	if c.Symptom != trace.SymptomPassed || c.Repeats < fewRepeats || s.Redirect == nil {
+	if c.Symptom != trace.SymptomPassed || c.Repeats < fewRepeats || s.Redirect == nil || c.Path.Protocol == trace.UDP { // of DNS, the queries tell
 		return nil
 	}
 	e := judgement(c, s, redirectLoop.ID, func(*trace.Finding) bool { return true })

@@ -9,7 +9,7 @@ import (
 )
 
 var (
-	podPlace = be
+	meshPod  = be
 	outward4 = tuple("10.0.0.5:41000", "203.0.113.9:80")
 	inward4  = tuple("198.51.100.7:41822", "10.0.0.5:8080")
 )
@@ -17,9 +17,9 @@ var (
 // goingBy is a case about a connection that was made in the pod, or came into it.
 func goingBy(t trace.Tuple, in trace.Device) trace.Case {
 	c := request(trace.SymptomPassed, t)
-	c.Place, c.Event.Device, c.Event.InIndex = podPlace, in, in.Index
+	c.Place, c.Event.Device, c.Event.InIndex = meshPod, in, in.Index
 	c.Path.Answered = true
-	c.Path.Request = []trace.Hop{{Place: podPlace, In: in, Tuple: t, Arrived: t, Count: 1}}
+	c.Path.Request = []trace.Hop{{Place: meshPod, In: in, Tuple: t, Arrived: t, Count: 1}}
 	return c
 }
 

@@ -92,7 +92,22 @@ func explainNoRoute(c *trace.Case, s *trace.HostState) *explanation {
 		e.cause += " Reverse-path filtering shows it first: it drops what comes from a source without a route."
 	}
 	e.fix = []string{addRoute(c, s, to)}
+	if l.Type == "throw" && l.Table == tableMain && l.Prefix.IsValid() {
+		explainThrow(e, c, l, to)
+	}
 	return e
+}
+
+// explainThrow tells of a route that ends the lookup in a table, before any
+// shorter one there is tried, where no table is looked into after it.
+func explainThrow(e *explanation, c *trace.Case, l trace.Lookup, to netip.Addr) {
+	e.cause = fmt.Sprintf("%s has the throw route %s in table main, which covers %s: it ends the lookup there, whatever other route of the table matches, and no table after it has one.",
+		name(c.Place), showPrefix(l.Prefix), to)
+	e.fix = []string{
+		at(c.Place, "%s route del throw %s", ipCommand(to), showPrefix(l.Prefix)) + "   # if nobody relies on it",
+		"# and, if no other route matches then: " + strings.TrimPrefix(e.fix[0], "# "),
+	}
+	e.evidence[0].Text = strings.TrimSuffix(e.evidence[0].Text, "none (no match)") + "none (throw " + showPrefix(l.Prefix) + ", table main)"
 }
 
 // addRoute is the command that gives the host a way back to the client.
@@ -198,7 +213,10 @@ func explainRouteRejected(c *trace.Case, s *trace.HostState) *explanation {
 		e.fix = []string{at(c.Place, "%s route replace default via %s dev %s%s", ipCommand(to), gateway, quote(dev), tableArg(l.Table)) + "   # " + why}
 		return e
 	}
-	e.fix = []string{at(c.Place, "%s route del %s %s%s", ipCommand(to), l.Type, showPrefix(l.Prefix), tableArg(l.Table)) + "   # if nobody relies on it"}
+	e.fix = []string{
+		at(c.Place, "%s route del %s %s%s", ipCommand(to), l.Type, showPrefix(l.Prefix), tableArg(l.Table)) + "   # if nobody relies on it",
+		fmt.Sprintf("# and, if no other route of %s matches %s then, give it one", here, to),
+	}
 	return e
 }
 

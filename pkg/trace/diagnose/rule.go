@@ -36,7 +36,14 @@ type explanation struct {
 
 // Rules is the catalogue, in the order in which rules are tried.
 func Rules() []Rule {
-	return append(live(), []Rule{
+	return append([]Rule{
+		dnsTCPFallbackBlocked,
+		conntrackInsertRace,
+	}, append(live(), []Rule{
+		dnsUnanswered,
+		dnsErrorResponse,
+		dnsLateReply,
+		dnsSearchAmplification,
 		mtuBlackhole,
 		fragmentDrop,
 		xdpDrop,
@@ -61,7 +68,7 @@ func Rules() []Rule {
 		routingLoop,
 		acceptQueueFull,
 		portNotListening,
-	}...)
+	}...)...)
 }
 
 var rules = Rules()
@@ -71,7 +78,9 @@ var rules = Rules()
 func Explain(c *trace.Case, s *trace.HostState) (trace.Finding, bool) {
 	for i := range rules {
 		if e := rules[i].explain(c, s); e != nil {
-			return finding(&rules[i], e, c, s), true
+			f := finding(&rules[i], e, c, s)
+			withDNS(&f, c)
+			return f, true
 		}
 	}
 	return trace.Finding{}, false

@@ -150,8 +150,15 @@ func TestRoutingLoop(t *testing.T) {
 		}
 		return trace.Turn{Place: p, In: eth0, Way: l, Near: g}
 	}
-	specific := byDefault()
-	specific.Prefix = netip.MustParsePrefix("203.0.113.80/32")
+	specific, whole := byDefault(), byDefault()
+	specific.Prefix, whole.Prefix = netip.MustParsePrefix("203.0.113.80/32"), netip.MustParsePrefix("203.0.113.0/24")
+	linked := func(l trace.Lookup) []trace.Turn {
+		t := turn(balancerPlace, l, "203.0.113.80")
+		t.Link = whole.Prefix
+		return []trace.Turn{t, turn(otherPlace, byDefault(), "")}
+	}
+	other := whole
+	other.Table = 100
 	c := request(trace.SymptomLoop, vip4)
 	round := func(p trace.Place) trace.Hop {
 		h := throughHop(p, vip4, vip4, true)
@@ -165,6 +172,10 @@ func TestRoutingLoop(t *testing.T) {
 		fix    string
 	}{
 		"the destination is on a link":   {[]trace.Turn{turn(balancerPlace, specific, "203.0.113.80"), turn(otherPlace, byDefault(), "")}, balancerPlace, "ip netns exec lb ip route del 203.0.113.80/32 via 10.2.0.1 dev eth0"},
+		"its link has a route, too":      {linked(specific), balancerPlace, "ip netns exec lb ip route del 203.0.113.80/32 via 10.2.0.1 dev eth0"},
+		"its link has lost its route":    {linked(whole), balancerPlace, "ip netns exec lb ip route replace 203.0.113.0/24 dev vx0"},
+		"and only the default is left":   {linked(byDefault()), balancerPlace, "ip netns exec lb ip route replace 203.0.113.0/24 dev vx0"},
+		"another table leads away":       {linked(other), balancerPlace, "ip netns exec lb ip route del 203.0.113.0/24 via 10.2.0.1 dev eth0 table 100"},
 		"its owner is on a link":         {[]trace.Turn{turn(balancerPlace, byDefault(), ""), turn(otherPlace, byDefault(), "10.9.0.2")}, otherPlace, "ip netns exec r3 ip route replace 203.0.113.80/32 via 10.9.0.2 dev vx0"},
 		"the default route leads back":   {[]trace.Turn{turn(balancerPlace, byDefault(), ""), turn(otherPlace, specific, "")}, balancerPlace, "# ip netns exec lb ip route replace 203.0.113.80/32 via GATEWAY"},
 		"both have a route of their own": {[]trace.Turn{turn(balancerPlace, specific, ""), turn(otherPlace, specific, "")}, otherPlace, "# ip netns exec r3 ip route replace"},
@@ -323,13 +334,25 @@ func TestHider(t *testing.T) {
 	p.Answered = true
 	c := back(p, trace.SymptomUnmatched)
 	c.Event.Tuple = tuple("10.9.9.1:80", vip4.Src.String())
+	c.Event.Tuple.Src = netip.AddrPortFrom(c.Event.Tuple.Src.Addr(), 8080)
 	suspects := Suspects(&c)
 	if len(suspects) != 1 || suspects[0].Place != otherPlace {
 		t.Fatalf("suspects %+v", suspects)
 	}
-	if f, ok := Explain(&suspects[0], &trace.HostState{}); ok {
-		t.Errorf("%s of a host that does not have the address", f.ID)
+	c.Event.Tuple = tuple("10.9.9.1:80", vip4.Src.String()) // the server's port: it may be one of its own addresses
+	suspects = Suspects(&c)
+	if len(suspects) != 2 || suspects[0].Place != be {
+		t.Fatalf("suspects %+v", suspects)
 	}
+	for i := range suspects {
+		if f, ok := Explain(&suspects[i], &trace.HostState{}); ok {
+			t.Errorf("%s of a host that does not have the address", f.ID)
+		}
+	}
+	if f, ok := Explain(&suspects[0], &trace.HostState{SrcLocal: true}); !ok || f.ID != "reply-wrong-source" || f.Direction != trace.Reply || f.Where.Place != be {
+		t.Errorf("%s at %s of a server that hides what follows", f.ID, f.Where.Place.Name)
+	}
+	suspects = suspects[1:]
 	f, ok := Explain(&suspects[0], &trace.HostState{SrcLocal: true})
 	if !ok || f.ID != "reply-wrong-source" || f.Direction != trace.Reply || f.Where.Place != otherPlace {
 		t.Fatalf("finding %+v", f)

@@ -131,7 +131,8 @@ func hiders(c *trace.Case) []trace.Case {
 	var suspects []trace.Case
 	for i := range c.Path.Reply {
 		h := &c.Path.Reply[i]
-		if h.Bridged || h.In.Index == 0 || h.Out.Index == 0 || h.Arrived != h.Tuple {
+		made := h.In.Index == 0 && h.Tuple.Src.Port() == c.Event.Tuple.Src.Port()
+		if h.Bridged || h.Out.Index == 0 || !made && (h.In.Index == 0 || h.Arrived != h.Tuple) {
 			continue
 		}
 		s := suspect(c, trace.SymptomUnmatched, h)
@@ -146,19 +147,23 @@ func hiders(c *trace.Case) []trace.Case {
 // whose source it is to hide behind an address of its own.
 func explainHider(c *trace.Case, s *trace.HostState) *explanation {
 	h := replyAt(&c.Path, c.Place.Netns)
-	if c.Symptom != trace.SymptomUnmatched || !c.Suspect || c.Direction != trace.Reply || !s.SrcLocal || h == nil || h.Arrived != h.Tuple {
+	if c.Symptom != trace.SymptomUnmatched || !c.Suspect || c.Direction != trace.Reply || !s.SrcLocal || h == nil || h.In.Index != 0 && h.Arrived != h.Tuple {
 		return nil
 	}
 	here, right, got := name(c.Place), h.Tuple.Src, c.Event.Tuple.Src
+	did, cure := "passed", fmt.Sprintf("exempt the source %s from source NAT, or let requests pass %s (tracked) too", right, here)
+	if h.In.Index == 0 {
+		did, cure = "left", fmt.Sprintf("exempt the source %s from source NAT, or let requests be tracked (no notrack) in %s", right, here)
+	}
 	return &explanation{
 		confidence: trace.Likely,
 		direction:  trace.Reply,
 		device:     h.Out.Name,
 		fault:      fmt.Sprintf("%d %s", changed, c.Path.Server),
 		summary:    fmt.Sprintf("%s changed the reply's source from %s to %s", here, right, got),
-		cause: fmt.Sprintf("The SYN-ACK from %s passed %s as it was, and a later packet of the same connection came to the client from %s, an address of %s: source NAT there takes replies too. "+
-			"It let the SYN-ACK alone, as its connection tracking had not seen the SYN.", right, here, got, here),
-		fix:      []string{"# " + listRules(c, s, "") + fmt.Sprintf("   # exempt the source %s from source NAT, or let requests pass %s (tracked) too", right, here)},
+		cause: fmt.Sprintf("The SYN-ACK from %s %s %s as it was, and a later packet of the same connection came to the client from %s, an address of %s: source NAT there takes replies too. "+
+			"It let the SYN-ACK alone, as its connection tracking had not seen the SYN.", right, did, here, got, here),
+		fix:      []string{"# " + listRules(c, s, "") + "   # " + cure},
 		verify:   []string{fmt.Sprintf("# repeat the request: the reply must reach %s from %s", c.Path.Client.Addr(), c.Path.Server)},
 		evidence: []trace.Evidence{state(s, "the client refused a packet from %s with a reset; the SYN-ACK had come from %s", got, right)},
 	}

@@ -122,6 +122,17 @@ func (h *Header) Keys() (message, name Key) {
 // TypeName returns a record type as it is written: "AAAA", or "TYPE4242".
 func TypeName(t uint16) string { return dns.Type(t).String() }
 
+// Question returns a question as people write it: "A www.example.com"; "" without a name.
+func Question(t uint16, name string) string {
+	if name == "" {
+		return ""
+	}
+	if name != "." {
+		name = name[:len(name)-1] // all names are absolute
+	}
+	return TypeName(t) + " " + name
+}
+
 // ClassName returns a class as it is written: "IN", or "CLASS42".
 func ClassName(c uint16) string { return dns.Class(c).String() }
 

@@ -115,6 +115,25 @@ func TestExtendedRcode(t *testing.T) {
 	}
 }
 
+func TestAddresses(t *testing.T) {
+	b := answered(t)
+	told := make(map[netip.Addr]uint32)
+	tell := func(a netip.Addr, ttl uint32) { told[a] = ttl }
+	Addresses(b, tell)
+	if len(told) != 2 || told[netip.MustParseAddr("240.0.0.3")] != 3600 || told[netip.MustParseAddr("2001:db8::3")] != 60 {
+		t.Errorf("%v", told)
+	}
+	for n := range b {
+		Addresses(b[:n], tell) // as far as it goes
+	}
+	if len(told) != 2 {
+		t.Errorf("of a message cut short: %v", told)
+	}
+	if allocs := testing.AllocsPerRun(100, func() { Addresses(b, func(netip.Addr, uint32) {}) }); allocs > 0 {
+		t.Errorf("%v allocations", allocs)
+	}
+}
+
 // A label may hold anything; its name must not be mistaken for another.
 func TestEscapes(t *testing.T) {
 	for _, name := range []string{`aa\.a.dp-1.mesh.`, `two\032words.test.`, `\000\255.test.`, `quote\".semi\;colon.`, `back\\slash.`, "."} {
@@ -185,6 +204,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(pack(f, nil), 0)
 	f.Add([]byte{0, 1, 0x84, 0, 0, 1, 0xff, 0xff, 0, 0, 0, 0, 1, 'a', 0xc0, 12, 0, 1, 0, 1}, 20)
 	f.Fuzz(func(t *testing.T, b []byte, length int) {
+		Addresses(b, func(netip.Addr, uint32) {})
 		m, err := Parse(b, length)
 		if err != nil {
 			return
