@@ -20,6 +20,7 @@ enum hook {
 	HOOK_NEIGHBOR_FAILED = 11,
 	HOOK_ICMP_SENT = 12,
 	HOOK_VERDICT = 13,
+	HOOK_ASTRAY = 14, /* a socket's own route lookup from or to a loopback address leads off lo, or nowhere */
 };
 
 /* Bits of event.flags. */
@@ -104,7 +105,7 @@ struct event {
 	__u32 mark;
 	__s32 reason; /* drop or reset reason, or what decided a drop: -errno (routing's, Open vSwitch's); IPv4 route miss: -errno; IPv6: enum RTN_* */
 	__u32 table;  /* route miss */
-	__u32 pid;    /* socket state only, where the kernel is in process context */
+	__u32 pid;    /* socket state and astray only, where the kernel is in process context */
 	__u32 pgid;
 	__u16 hook;
 	__u8 tcp_flags;

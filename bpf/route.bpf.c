@@ -162,6 +162,123 @@ static __always_inline void keep_sender(__u16 port, __u8 family)
 	bpf_map_update_elem(&udp_senders, &key, &sender, 0 /* BPF_ANY */);
 }
 
+/* Sockets look for routes as if their packets came in by lo (ip_route_output_key_hash
+ * in net/ipv4/route.c, ip6_route_output_flags in net/ipv6/route.c). */
+#define LOOPBACK_IFINDEX 1
+#define RT_SCOPE_NOWHERE 255
+
+/* is_own reports the lookup of a TCP or UDP socket of this namespace. Those made to send an
+ * ICMP error about a packet look alike, but for the device that they name (icmpv6_route_lookup). */
+static __always_inline bool is_own(const struct flowi_common *common)
+{
+	__u8 protocol = BPF_CORE_READ(common, flowic_proto);
+
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
+		return false;
+	return BPF_CORE_READ(common, flowic_iif) == LOOPBACK_IFINDEX && !BPF_CORE_READ(common, flowic_oif);
+}
+
+/* emit_astray sends what fails before there is a packet: connect() or sendto() from or to a
+ * loopback address, whose way leads by another device than lo, or nowhere. */
+static __always_inline int emit_astray(const struct lookup *l, __u8 family, __u8 protocol, const struct net_device *dev)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct event *e;
+
+	if (!BPF_CORE_READ(task, mm))
+		return 0;
+	e = reserve_event(HOOK_ASTRAY);
+	if (!e)
+		return 0;
+	e->netns = l->netns;
+	if (!e->netns)
+		e->netns = BPF_CORE_READ(task, nsproxy, net_ns, ns.inum);
+	if (dev) {
+		e->out_ifindex = BPF_CORE_READ(dev, ifindex);
+		e->ifindex = e->out_ifindex;
+		BPF_CORE_READ_INTO(&e->device, dev, name);
+	}
+	e->mark = l->mark;
+	e->table = l->table;
+	e->reason = l->reason;
+	e->tuple.family = family;
+	e->tuple.protocol = protocol;
+	e->tuple.sport = l->sport;
+	e->tuple.dport = l->dport;
+	__builtin_memcpy(e->tuple.saddr, l->saddr, 16);
+	__builtin_memcpy(e->tuple.daddr, l->daddr, 16);
+	fill_process(e);
+	bpf_ringbuf_submit(e, wakeup_flags());
+	return 0;
+}
+
+/* is_loopback4: 127/8. */
+static __always_inline bool is_loopback4(__be32 address)
+{
+	return (address & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+}
+
+/* watch_loopback4 looks at a socket's lookup from or to 127/8. */
+static __always_inline void watch_loopback4(__u32 table, const struct flowi4 *fl, const struct fib_nh_common *nhc, int err)
+{
+	__be32 s = READ_ARGUMENT(fl, saddr), d = READ_ARGUMENT(fl, daddr);
+	const struct net_device *dev = NULL;
+	struct lookup l = {};
+
+	if (!is_loopback4(d) && (err || !is_loopback4(s)))
+		return;
+	if (!is_own(&fl->__fl_common))
+		return;
+	if (!err) {
+		if (!nhc || BPF_CORE_READ(nhc, nhc_scope) == RT_SCOPE_NOWHERE)
+			return; /* an address of this host */
+		dev = BPF_CORE_READ(nhc, nhc_dev);
+		if (!dev || BPF_CORE_READ(dev, ifindex) == LOOPBACK_IFINDEX)
+			return;
+		l.netns = BPF_CORE_READ(dev, nd_net.net, ns.inum);
+	}
+	__builtin_memcpy(l.saddr, &s, 4);
+	__builtin_memcpy(l.daddr, &d, 4);
+	l.mark = BPF_CORE_READ(fl, __fl_common.flowic_mark);
+	l.sport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.sport));
+	l.dport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.dport));
+	l.table = table;
+	l.reason = err;
+	emit_astray(&l, AF_INET, BPF_CORE_READ(fl, __fl_common.flowic_proto), dev);
+}
+
+/* is_low6: ::1, and ::6 and its like, that a mesh puts on lo. */
+static __always_inline bool is_low6(const __u8 *address)
+{
+	const __u64 *a = (const __u64 *)address;
+
+	return !a[0] && address[15] && !(a[1] & bpf_cpu_to_be64(0xffffffffffffff00ULL));
+}
+
+/* watch_loopback6 looks at a socket's lookup from ::1 and its like to elsewhere, or to ::1:
+ * what lo has is found in table local. */
+static __always_inline void watch_loopback6(struct lookup *l, const struct flowi6 *fl, bool rejected)
+{
+	bool to, from;
+
+	if (l->table == RT_TABLE_LOCAL)
+		return;
+	if (READ_ARGUMENT(fl, saddr.in6_u.u6_addr32[0]) && READ_ARGUMENT(fl, daddr.in6_u.u6_addr32[0]))
+		return;
+	BPF_CORE_READ_INTO(&l->saddr, fl, saddr);
+	BPF_CORE_READ_INTO(&l->daddr, fl, daddr);
+	to = is_low6(l->daddr) && l->daddr[15] == 1;
+	from = is_low6(l->saddr) && !is_low6(l->daddr) && !rejected;
+	if ((!to && !from) || !is_own(&fl->__fl_common))
+		return;
+	l->mark = BPF_CORE_READ(fl, __fl_common.flowic_mark);
+	l->sport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.sport));
+	l->dport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.dport));
+	if (!rejected)
+		l->reason = 0;
+	emit_astray(l, AF_INET6, BPF_CORE_READ(fl, __fl_common.flowic_proto), NULL);
+}
+
 SEC("tp_btf/fib_table_lookup")
 int BPF_PROG(trace_route_miss4, u32 table, const struct flowi4 *fl, const struct fib_nh_common *nhc, int err)
 {
@@ -171,6 +288,8 @@ int BPF_PROG(trace_route_miss4, u32 table, const struct flowi4 *fl, const struct
 
 	if (udp)
 		keep_sender(bpf_ntohs(READ_ARGUMENT(fl, uli.ports.sport)), AF_INET);
+	if (table != RT_TABLE_LOCAL)
+		watch_loopback4(table, fl, nhc, err);
 	if (!err || (table == RT_TABLE_LOCAL && !udp))
 		return 0;
 	s = BPF_CORE_READ(fl, saddr);
@@ -210,22 +329,26 @@ int BPF_PROG(trace_route_miss6, const struct net *net, const struct fib6_result 
 {
 	bool udp = READ_ARGUMENT(fl, __fl_common.flowic_proto) == IPPROTO_UDP;
 	struct lookup l = { .hook = HOOK_ROUTE_MISS6 };
+	bool rejected;
 
 	if (udp)
 		keep_sender(bpf_ntohs(READ_ARGUMENT(fl, uli.ports.sport)), AF_INET6);
 	l.table = BPF_CORE_READ(table, tb6_id);
 	if (l.table == RT_TABLE_LOCAL && !(udp && has_rules(net)))
 		return 0;
+	l.netns = BPF_CORE_READ(net, ns.inum);
 	l.reason = BPF_CORE_READ(res, fib6_type);
-	if (l.reason != RTN_BLACKHOLE && l.reason != RTN_UNREACHABLE && l.reason != RTN_PROHIBIT &&
-	    !(BPF_CORE_READ(res, fib6_flags) & RTF_REJECT))
+	rejected = l.reason == RTN_BLACKHOLE || l.reason == RTN_UNREACHABLE || l.reason == RTN_PROHIBIT ||
+		   (BPF_CORE_READ(res, fib6_flags) & RTF_REJECT);
+	watch_loopback6(&l, fl, rejected);
+	if (!rejected)
 		return 0;
+	l.reason = BPF_CORE_READ(res, fib6_type);
 	BPF_CORE_READ_INTO(&l.saddr, fl, saddr);
 	BPF_CORE_READ_INTO(&l.daddr, fl, daddr);
 	l.mark = BPF_CORE_READ(fl, __fl_common.flowic_mark);
 	l.sport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.sport));
 	l.dport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.dport));
-	l.netns = BPF_CORE_READ(net, ns.inum);
 	if (udp)
 		return emit_udp_miss(&l);
 	return emit_miss(&l);

@@ -202,7 +202,10 @@ struct flowi6 {
 	struct in6_addr saddr;
 	union flowi_uli uli;
 };
-struct fib_nh_common;
+struct fib_nh_common {
+	struct net_device *nhc_dev;
+	unsigned char nhc_scope;
+};
 struct fib6_table {
 	__u32 tb6_id;
 };

@@ -34,7 +34,7 @@ func newValidate(w *world) *cobra.Command {
 }
 
 const validateRedirectHelp = `Say whether the redirection to a transparent proxy (Kuma, Istio, or any other)
-is sound in this network namespace, or that of --netns or --pid: what is
+is sound in this network namespace, or that of --netns, --pid or --pod: what is
 redirected where, inbound, outbound and DNS, IPv4 and IPv6; whether somebody
 listens there; whether the proxy's own traffic is let go; whether filters or the
 loopback device are in the way; and, where no rules are found, what should have
@@ -60,6 +60,7 @@ what was not checked is never called sound.`
 
 const validateRedirectExamples = `  sudo replypath validate redirect --netns pod
   sudo replypath validate redirect --pid 4711 --probe
+  sudo replypath validate redirect --pod shop/web-0
   replypath validate redirect --probe --before-proxy --proxy-uid 5678
   sudo replypath validate redirect --netns pod --dns-server 10.96.0.10 -o json`
 
@@ -86,7 +87,7 @@ func newValidateRedirect(w *world) *cobra.Command {
 		Example:           validateRedirectExamples,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: command(func(cmd *cobra.Command, args []string) error {
-			if err := namespaceFlags(cmd, o.netns, o.pid); err != nil {
+			if err := o.namespaceFlags(cmd); err != nil {
 				return err
 			}
 			asked, err := o.question(cmd, args)
@@ -101,7 +102,7 @@ func newValidateRedirect(w *world) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.netns, "netns", "", "network namespace: a name under /run/netns, a path, or its number")
 	f.IntVar(&o.pid, "pid", 0, "the network namespace of this process, and its name servers")
-	f.StringVar(&o.pod, "pod", "", "that of a pod (not yet)")
+	f.StringVar(&o.pod, "pod", "", "that of a pod on this node: NAMESPACE/NAME, NAME, or its UID")
 	f.Int64Var(&o.proxyUID, "proxy-uid", -1, "user of the proxy (default: whose sockets listen where traffic is redirected to)")
 	f.Int64Var(&o.proxyGID, "proxy-gid", -1, "group of the proxy (default: with --proxy-uid, the same number)")
 	f.StringSliceVar(&o.resolvers, "dns-server", nil, "name server of the application (default: of its own resolv.conf)")
@@ -123,12 +124,44 @@ func newValidateRedirect(w *world) *cobra.Command {
 func namespaceFlags(cmd *cobra.Command, netns string, pid int) error {
 	flags := cmd.Flags()
 	switch {
-	case flags.Changed("pod"):
-		return usagef("--pod comes with the knowledge of Kubernetes, which replypath does not have yet: name the pod's namespace with --netns, or a process in it with --pid")
 	case flags.Changed("netns") && flags.Changed("pid"):
 		return usagef("--netns and --pid both name a network namespace: choose one")
 	case flags.Changed("netns") && netns == "", flags.Changed("pid") && pid <= 0:
 		return usagef("--netns takes a name or a path, --pid the number of a process")
+	}
+	return nil
+}
+
+// namespaceFlags refuses flags that name no namespace, or two.
+func (o *validateOptions) namespaceFlags(cmd *cobra.Command) error {
+	flags := cmd.Flags()
+	if !flags.Changed("pod") {
+		return namespaceFlags(cmd, o.netns, o.pid)
+	}
+	if flags.Changed("netns") || flags.Changed("pid") {
+		return usagef("--pod, --netns and --pid each name a network namespace: choose one")
+	}
+	if _, err := redirect.ParsePod(o.pod); err != nil {
+		return usagef("--pod: %v", err)
+	}
+	return nil
+}
+
+// process finds a process of the pod that is asked about.
+func (o *validateOptions) process() error {
+	if o.pod == "" {
+		return nil
+	}
+	pod, err := redirect.ParsePod(o.pod)
+	if err != nil {
+		return usagef("--pod: %v", err)
+	}
+	o.pid, err = pod.Process()
+	switch {
+	case errors.Is(err, redirect.ErrNoPod):
+		return noAgentf("%w; --netns or --pid name the namespace otherwise", err)
+	case err != nil:
+		return usagef("--pod: %v", err)
 	}
 	return nil
 }
@@ -178,11 +211,23 @@ func (w *world) validateRedirect(ctx context.Context, q redirect.Options, o *val
 		return noAgentf("%w", err)
 	}
 	defer inspector.Close()
+	if err := o.process(); err != nil {
+		return err
+	}
+	if o.pod != "" {
+		q.PID = o.pid
+	}
 	if q.Place, err = locate(inspector, o.netns, o.pid); err != nil {
 		return err
 	}
 	if q.Place.Name == "" && !q.Place.Host && o.pid > 0 {
 		q.Place.PID = o.pid
+	}
+	if o.pod != "" {
+		w.note("process %d is of pod %s", o.pid, o.pod)
+		if q.Place.Host {
+			w.note("the pod has no network namespace of its own (hostNetwork): the node's is asked about")
+		}
 	}
 	var found *trace.Redirection
 	var findings []trace.Finding

@@ -59,10 +59,11 @@ type investigator struct {
 	// explained holds the fault that explains a path: what else befalls the path comes of it.
 	explained map[pathKey]explained
 	// blamed holds what explained a connection last: a DNS query on it that ended badly did so for that.
-	blamed   map[trace.Tuple]blamed
-	made     map[metrics.Finding]uint64
-	counters counters
-	tracer   *ruleTracer // nil: rules are not traced
+	blamed    map[trace.Tuple]blamed
+	made      map[metrics.Finding]uint64
+	counters  counters
+	tracer    *ruleTracer // nil: rules are not traced
+	redirects *redirectWatch
 }
 
 type answer struct {
@@ -89,6 +90,7 @@ func newInvestigator(node string, reader *netstate.Reader, places *netstate.Dire
 		explained: make(map[pathKey]explained),
 		blamed:    make(map[trace.Tuple]blamed),
 		made:      make(map[metrics.Finding]uint64),
+		redirects: newRedirectWatch(places, reader),
 	}
 }
 
@@ -175,7 +177,9 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) b
 		return false
 	}
 	s, err := trace.HostState{}, error(netstate.ErrNoNamespace)
-	if there {
+	if there && diagnose.AsksRedirectAlone(c) {
+		s, err = i.askRedirect(ctx, c)
+	} else if there {
 		s, err = i.ask(ctx, q, c)
 	}
 	if err != nil {
@@ -198,6 +202,9 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) b
 		return false
 	}
 	f.Where.Node = i.node
+	if c.Symptom == trace.SymptomPassed {
+		i.redirects.found(c)
+	}
 	if i.claims(&f, c) {
 		i.recorder.AddFinding(f)
 	}
@@ -351,6 +358,9 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		if diagnose.DependsOnSender(c, &s) {
 			s.Sent = i.sent(ctx, c)
 		}
+		if diagnose.DependsOnRedirect(c) {
+			i.readRedirect(ctx, c, &s)
+		}
 		if diagnose.DependsOnNarrow(c) {
 			s.Narrow = i.narrow(c)
 		}
@@ -358,6 +368,30 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		return s, nil
 	})
 	return v.(trace.HostState), err
+}
+
+// askRedirect reads what there is to know of a case that is about redirection alone.
+func (i *investigator) askRedirect(ctx context.Context, c *trace.Case) (trace.HostState, error) {
+	s := trace.HostState{ReadAt: time.Now()}
+	r, err := i.redirects.inspect(ctx, c)
+	if err != nil {
+		return s, err
+	}
+	s.Redirect, s.ReadAt = r, r.ReadAt
+	if c.Symptom == trace.SymptomPassed {
+		i.redirects.storm(c)
+	}
+	return s, nil
+}
+
+// readRedirect adds what rules make of a transparent proxy's traffic to a host's state.
+func (i *investigator) readRedirect(ctx context.Context, c *trace.Case, s *trace.HostState) {
+	r, err := i.redirects.inspect(ctx, c)
+	if err != nil {
+		s.Unread = append(s.Unread, "redirection: "+err.Error())
+		return
+	}
+	s.Redirect = r
 }
 
 func (i *investigator) read(ctx context.Context, q trace.Question) (trace.HostState, error) {

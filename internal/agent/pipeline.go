@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,9 +54,16 @@ func newPipeline(p *probe.Probe, places *netstate.Directory, r *recorder.Recorde
 	return &pipeline{
 		dns: queries, queries: newDNSCounter(dnsNames),
 		probe: p, places: places, recorder: r, investigator: i, log: log,
-		table: correlate.New(correlate.Config{Place: places.PlaceThen}),
+		table: correlate.New(correlate.Config{Place: places.PlaceThen, Proxy: i.redirects.isProxy}),
 	}
 }
+
+// isOwn reports a process that asks for routes as this one does: itself, or another replypath.
+func isOwn(p trace.Process) bool {
+	return p.PID == ownPID || strings.HasPrefix(p.Comm, "replypath")
+}
+
+var ownPID = uint32(os.Getpid())
 
 // String names the task.
 func (p *pipeline) String() string { return "pipeline" }
@@ -65,6 +74,9 @@ func (p *pipeline) Run(ctx context.Context) error {
 }
 
 func (p *pipeline) add(ev *trace.Event) {
+	if ev.Hook == trace.HookAstray && isOwn(ev.Process) {
+		return
+	}
 	if !ev.PayloadOnly { // the table of DNS asks by itself
 		p.places.Place(ev.Netns) // learn its name while it is there
 	}
@@ -92,6 +104,9 @@ func (p *pipeline) idle() {
 		p.dns.Flush()
 	}
 	p.handOut()
+	for _, c := range p.investigator.redirects.overdue(time.Now(), len(settles) > 0) {
+		p.investigator.submit(c)
+	}
 	if len(settles) > 0 && p.dns.Settling(time.Now()) {
 		p.mu.Lock()
 		p.settles = append(p.settles, settles...) // what becomes of them is known in a moment
@@ -115,6 +130,9 @@ func (p *pipeline) handOut() {
 	}
 	for _, path := range p.table.Done() {
 		p.recorder.AddPath(path)
+		for _, c := range p.investigator.redirects.cases(&path) {
+			p.investigator.submit(c)
+		}
 	}
 	for _, x := range p.dns.Done() {
 		p.queries.add(x)

@@ -12,6 +12,7 @@ type Change struct {
 	Host  string
 	Text  string // as an operator would write it down, mostly the command
 	apply func(*Network) error
+	needs string // program that it takes; "": none
 }
 
 // on makes a Change of something done to one host.
@@ -72,6 +73,11 @@ func sysctl(at, name, value string) Change {
 // setMTU changes the largest packet that a device sends.
 func setMTU(name, device string, mtu int) Change {
 	return on(name, fmt.Sprintf("ip link set %s mtu %d", device, mtu), func(h *host) error { return h.setMTU(device, mtu) })
+}
+
+// setDown takes a device down.
+func setDown(name, device string) Change {
+	return on(name, "ip link set "+device+" down", func(h *host) error { return h.setDown(device) })
 }
 
 // filters adds nftables chains; text says what they do.

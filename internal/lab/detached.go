@@ -96,6 +96,9 @@ func (n *Network) startServer(files []*os.File, resolvers map[int]*resolverServe
 // namespaces are gone.
 func Serve(ctx context.Context) error {
 	id := os.Getenv(envNetwork)
+	if what, ok := os.LookupEnv(envProxy); ok {
+		return serveProxy(ctx, id, what)
+	}
 	count, err := strconv.Atoi(os.Getenv(envListeners))
 	if _, ok := parseName(id + "-x"); !ok || err != nil || count < 1 || count > 64 {
 		return errors.New("serve lab: not started by `replypath lab up`")

@@ -89,6 +89,15 @@ func (h *host) setUp(device string) error {
 	return wrap("set "+device+" up", h.nl.LinkSetUp(l))
 }
 
+// setDown takes a device down.
+func (h *host) setDown(device string) error {
+	l, err := h.link(device)
+	if err != nil {
+		return err
+	}
+	return wrap("set "+device+" down", h.nl.LinkSetDown(l))
+}
+
 // addBridge makes a bridge.
 func (h *host) addBridge(name string) error {
 	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}
@@ -193,6 +202,9 @@ func (h *host) route(r Route) (*netlink.Route, error) {
 		route.LinkIndex = l.Attrs().Index
 		if !r.Via.IsValid() && r.To.Addr().Is4() {
 			route.Scope = netlink.SCOPE_LINK
+			if r.Type == "local" {
+				route.Scope = netlink.SCOPE_HOST
+			}
 		}
 	}
 	return route, nil
@@ -213,6 +225,7 @@ func (h *host) addRule(r Rule) error {
 		rule.Dst = ipNet(r.To)
 	}
 	rule.Table = r.Table
+	rule.Mark = r.Mark
 	rule.Type = ruleTypes[r.Type]
 	return wrap("add rule "+r.String(), h.nl.RuleAdd(rule))
 }
@@ -224,7 +237,7 @@ func (h *host) setSysctl(s Sysctl) error {
 
 // routeTypes are the kernel's numbers (enum in include/uapi/linux/rtnetlink.h).
 var routeTypes = map[string]int{
-	"": unix.RTN_UNICAST, "blackhole": unix.RTN_BLACKHOLE, "unreachable": unix.RTN_UNREACHABLE, "prohibit": unix.RTN_PROHIBIT,
+	"": unix.RTN_UNICAST, "blackhole": unix.RTN_BLACKHOLE, "unreachable": unix.RTN_UNREACHABLE, "prohibit": unix.RTN_PROHIBIT, "local": unix.RTN_LOCAL,
 }
 
 // ruleTypes are the actions of rules (enum in include/uapi/linux/fib_rules.h).

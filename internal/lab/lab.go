@@ -52,7 +52,7 @@ func All() []Lab {
 	var labs []Lab
 	for _, part := range []func(Family) []Lab{
 		healthyLabs, routeLabs, reversePathLabs, neighborLabs, forwardingLabs, addressLabs, lostVIPLabs, filterLabs, listenerLabs, udpLabs, mtuLabs, silentLabs, fragmentLabs,
-		programLabs, trackingLabs, tunnelLabs, antreaLabs, shapeLabs, beliefLabs, switchLabs, dnsLabs,
+		programLabs, trackingLabs, tunnelLabs, antreaLabs, shapeLabs, beliefLabs, switchLabs, dnsLabs, meshLabs,
 	} {
 		labs = append(labs, part(IPv4)...)
 		labs = append(labs, part(IPv6)...)

@@ -68,6 +68,14 @@ var switchPrograms = []string{"ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs
 
 // Missing says what the lab needs and this machine does not have; "" when it can be built.
 func (l Lab) Missing() string {
+	for _, c := range slices.Concat(l.Setting, l.Faults) {
+		if c.needs == "" {
+			continue
+		}
+		if _, err := findProgram(c.needs); err != nil {
+			return "the program " + c.needs
+		}
+	}
 	if !slices.ContainsFunc(l.Topology.Hosts, func(h Host) bool { return h.Switch != nil }) {
 		return ""
 	}

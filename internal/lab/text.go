@@ -39,6 +39,9 @@ func (r Rule) String() string {
 	if r.To.IsValid() {
 		b.WriteString(" to " + r.To.String())
 	}
+	if r.Mark != 0 {
+		fmt.Fprintf(&b, " fwmark %d", r.Mark)
+	}
 	if r.Type != "" {
 		b.WriteString(" " + r.Type)
 	} else {

@@ -54,7 +54,7 @@ type Route struct {
 	To     netip.Prefix
 	Via    netip.Addr // invalid: on the link
 	Device string
-	Type   string // "blackhole", "unreachable" or "prohibit"; "" for unicast
+	Type   string // "blackhole", "unreachable", "prohibit" or "local"; "" for unicast
 	Table  int    // 0: main
 }
 
@@ -65,6 +65,7 @@ type Rule struct {
 	To       netip.Prefix // invalid: any
 	Table    int
 	Type     string // "blackhole", "unreachable" or "prohibit" instead of a table
+	Mark     uint32 // of the packet; 0: any
 }
 
 // Sysctl is a kernel setting of one namespace, by its dotted name.

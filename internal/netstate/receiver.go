@@ -99,32 +99,46 @@ func nameOwners(ctx context.Context, sockets []trace.Socket) {
 			wanted["socket:["+strconv.FormatUint(sockets[i].Inode, 10)+"]"] = &sockets[i]
 		}
 	}
+	if len(wanted) == 0 {
+		return
+	}
 	processes, err := os.ReadDir("/proc")
 	if err != nil {
 		return
 	}
-	for i, p := range processes {
-		pid, err := strconv.ParseUint(p.Name(), 10, 32)
-		if err != nil {
-			continue
-		}
-		if len(wanted) == 0 || i > maxOwners || ctx.Err() != nil {
-			return
-		}
-		dir := "/proc/" + p.Name() + "/fd/"
-		files, err := os.ReadDir(dir)
-		if err != nil {
-			continue
-		}
-		for _, f := range files {
-			target, err := os.Readlink(dir + f.Name())
-			s := wanted[target]
-			if err != nil || s == nil {
+	// Mostly it is a process of the calling thread's own namespace: all others' files are looked at last.
+	here, _ := os.Readlink("/proc/thread-self/ns/net")
+	for _, near := range []bool{true, false} {
+		for i, p := range processes {
+			pid, err := strconv.ParseUint(p.Name(), 10, 32)
+			if err != nil {
 				continue
 			}
-			comm, _ := os.ReadFile("/proc/" + p.Name() + "/comm")
-			s.Process = trace.Process{PID: uint32(pid), Comm: strings.TrimSpace(string(comm))}
-			delete(wanted, target)
+			if len(wanted) == 0 || i > maxOwners || ctx.Err() != nil {
+				return
+			}
+			if space, err := os.Readlink("/proc/" + p.Name() + "/ns/net"); err == nil && (space == here) == near || err != nil && !near {
+				nameOwner(uint32(pid), wanted)
+			}
 		}
+	}
+}
+
+// nameOwner looks for wanted sockets among the files of a process.
+func nameOwner(pid uint32, wanted map[string]*trace.Socket) {
+	dir := "/proc/" + strconv.FormatUint(uint64(pid), 10)
+	files, err := os.ReadDir(dir + "/fd")
+	if err != nil {
+		return
+	}
+	for _, f := range files {
+		target, err := os.Readlink(dir + "/fd/" + f.Name())
+		s := wanted[target]
+		if err != nil || s == nil {
+			continue
+		}
+		comm, _ := os.ReadFile(dir + "/comm")
+		s.Process = trace.Process{PID: pid, Comm: strings.TrimSpace(string(comm))}
+		delete(wanted, target)
 	}
 }

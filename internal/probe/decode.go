@@ -111,7 +111,7 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 	if e.Pid != 0 {
 		ev.Process = trace.Process{PID: e.Pid, PGID: e.Pgid, Comm: d.name(e.Comm)}
 	}
-	if ev.SKB == 0 && ev.Hook != trace.HookRouteMiss4 && ev.Hook != trace.HookRouteMiss6 || ev.Unbuilt {
+	if ev.SKB == 0 && ev.Hook != trace.HookRouteMiss4 && ev.Hook != trace.HookRouteMiss6 && ev.Hook != trace.HookAstray || ev.Unbuilt {
 		// A socket shows the IPv4 addresses of a dual-stack listener in their mapped form.
 		ev.Tuple = tuple(&e.Tuple, true)
 	}
@@ -129,6 +129,14 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 		ev.Errno = syscall.Errno(-e.Reason)
 	case trace.HookRouteMiss6:
 		ev.Errno = rejectErrno(e.Reason)
+	case trace.HookAstray:
+		switch {
+		case e.Reason == 0: // there is a way, by another device than lo
+		case ev.Tuple.Is6():
+			ev.Errno = rejectErrno(e.Reason)
+		default:
+			ev.Errno = syscall.Errno(-e.Reason)
+		}
 	case trace.HookNeighborFailed:
 		ev.NextHop = address(&e.Tuple.Daddr, e.Tuple.Family, false)
 		ev.Tuple = trace.Tuple{}

@@ -137,6 +137,7 @@ const (
 	dropHookHOOK_NEIGHBOR_FAILED   dropHook = 11
 	dropHookHOOK_ICMP_SENT         dropHook = 12
 	dropHookHOOK_VERDICT           dropHook = 13
+	dropHookHOOK_ASTRAY            dropHook = 14
 )
 
 type dropIpFlag uint32

@@ -74,7 +74,7 @@ func TestHooksOfTheABI(t *testing.T) {
 		dropHookHOOK_SOCKET_STATE: trace.HookSocketState, dropHookHOOK_RETRANSMIT: trace.HookRetransmit,
 		dropHookHOOK_RETRANSMIT_SYNACK: trace.HookRetransmitSYNACK, dropHookHOOK_RESET_SENT: trace.HookResetSent,
 		dropHookHOOK_RESET_RECEIVED: trace.HookResetReceived, dropHookHOOK_NEIGHBOR_FAILED: trace.HookNeighborFailed,
-		dropHookHOOK_ICMP_SENT: trace.HookICMPSent, dropHookHOOK_VERDICT: trace.HookVerdict,
+		dropHookHOOK_ICMP_SENT: trace.HookICMPSent, dropHookHOOK_VERDICT: trace.HookVerdict, dropHookHOOK_ASTRAY: trace.HookAstray,
 	} {
 		if int(abi) != int(hook) {
 			t.Errorf("hook %s is %d in C and %d in Go", hook, abi, hook)

@@ -126,6 +126,14 @@ func (n *inspection) strays() {
 		n.stray(trace.RoleInbound, trace.TCP, m.Inbound)
 		n.stray(trace.RoleDNS, trace.UDP, m.DNS)
 	}
+	named := make([]trace.Socket, len(n.r.Strays))
+	for i := range named {
+		named[i] = n.r.Strays[i].Socket
+	}
+	netstate.NameOwners(n.ctx, named)
+	for i := range named {
+		n.r.Strays[i].Socket = named[i]
+	}
 }
 
 func (n *inspection) stray(role trace.RedirectRole, protocol trace.Protocol, ports []uint16) {
@@ -139,8 +147,6 @@ func (n *inspection) stray(role trace.RedirectRole, protocol trace.Protocol, por
 		if slices.ContainsFunc(n.r.Strays, func(t trace.RedirectStray) bool { return t.Inode == s.Inode }) {
 			continue
 		}
-		named := []trace.Socket{s}
-		netstate.NameOwners(n.ctx, named)
-		n.r.Strays = append(n.r.Strays, trace.RedirectStray{Role: role, Socket: named[0]})
+		n.r.Strays = append(n.r.Strays, trace.RedirectStray{Role: role, Socket: s})
 	}
 }

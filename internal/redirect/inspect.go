@@ -35,6 +35,17 @@ type Options struct {
 	// Probe makes real handshakes, each within Patience.
 	Probe    bool
 	Patience time.Duration
+	// Live: asked because of traffic, again and again: the kernel's features are not looked for.
+	Live bool
+	// Packets are first packets that were really seen, as their sender meant them.
+	Packets []Packet
+}
+
+// Packet is the first of a connection that began or ended in the namespace.
+type Packet struct {
+	Role  trace.RedirectRole
+	Tuple trace.Tuple
+	UID   *uint32 // of who sent it; nil: not known
 }
 
 // Inspector asks the namespaces of this node.
@@ -50,6 +61,11 @@ func New() (*Inspector, error) {
 		return nil, fmt.Errorf("read the names of network namespaces: %w", err)
 	}
 	return &Inspector{places: places, reader: netstate.NewReader(places, nil)}, nil
+}
+
+// With makes an inspector that shares what an agent knows. It need not be closed.
+func With(places *netstate.Directory, reader *netstate.Reader) *Inspector {
+	return &Inspector{places: places, reader: reader}
 }
 
 // Close frees the inspector.
@@ -84,7 +100,7 @@ func (i *Inspector) Inspect(ctx context.Context, o Options) (*trace.Redirection,
 	if err = errors.Join(err, failed); err != nil {
 		return nil, err
 	}
-	if !slices.ContainsFunc(r.Families, func(f trace.RedirectFamily) bool { return f.Redirects() }) {
+	if !o.Live && !slices.ContainsFunc(r.Families, func(f trace.RedirectFamily) bool { return f.Redirects() }) {
 		r.Setup.Missing, r.Setup.Asked = missingFeatures()
 	}
 	return r, nil
@@ -154,6 +170,7 @@ func (n *inspection) inspect() error {
 		h.finish()
 	}
 	n.strays()
+	n.packets()
 	if n.o.Probe {
 		n.probe()
 	}
@@ -215,6 +232,9 @@ func (n *inspection) readLinks() error {
 			n.r.Loopback = d.Interface
 		}
 		n.links = append(n.links, d)
+		if routesLocalnet(d.Name) {
+			n.r.Localnet = append(n.r.Localnet, d.Name)
+		}
 	}
 	return nil
 }

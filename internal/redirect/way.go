@@ -40,13 +40,18 @@ func (h *half) localnetOff(l *trace.RedirectLeg) bool {
 	if l.Role != trace.RoleInbound || l.Kind != string(netfilter.DivertDNAT) || h.six || !l.Target.Addr().IsLoopback() {
 		return false
 	}
-	for _, device := range []string{"all", l.Device} {
-		b, err := os.ReadFile("/proc/sys/net/ipv4/conf/" + device + "/route_localnet")
+	return !routesLocalnet(l.Device)
+}
+
+// routesLocalnet reports whether packets from and to 127/8 may pass a device; yes, if that cannot be read.
+func routesLocalnet(device string) bool {
+	for _, d := range []string{"all", device} {
+		b, err := os.ReadFile("/proc/sys/net/ipv4/conf/" + d + "/route_localnet")
 		if err != nil || strings.TrimSpace(string(b)) != "0" {
-			return false
+			return true
 		}
 	}
-	return true
+	return false
 }
 
 // step is a packet of a leg at one hook.

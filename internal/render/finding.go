@@ -95,6 +95,8 @@ func outcome(f *tracev1.Finding) string {
 		return unsent(f)
 	case bypasses[f.GetId()] && foretold(f):
 		return what + " WOULD GO PAST THE PROXY"
+	case bypasses[f.GetId()]:
+		return what + " WENT PAST THE PROXY"
 	case f.GetSeverity() == "info":
 		return what + " NOTE"
 	case f.GetSeverity() != "error":

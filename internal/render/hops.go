@@ -21,11 +21,11 @@ type way struct {
 }
 
 func (t Text) requestWay(p *tracev1.Path) way {
-	return way{p.GetRequest(), p.GetClient(), p.GetServer(), host(p.GetClient()), t.Trim, severalNodes(p)}
+	return way{hops: p.GetRequest(), src: p.GetClient(), dst: p.GetServer(), origin: host(p.GetClient()), trim: t.Trim, nodes: severalNodes(p)}
 }
 
 func (t Text) replyWay(p *tracev1.Path) way {
-	w := way{p.GetReply(), p.GetServer(), p.GetClient(), host(p.GetServer()), t.Trim, severalNodes(p)}
+	w := way{hops: p.GetReply(), src: p.GetServer(), dst: p.GetClient(), origin: host(p.GetServer()), trim: t.Trim, nodes: severalNodes(p)}
 	if n := len(p.GetRequest()); n > 0 {
 		last := p.GetRequest()[n-1]
 		w.src, w.dst = last.GetDestination(), last.GetSource()
@@ -46,7 +46,9 @@ func (w way) draw(stop int, mark []word) []word {
 		if i == stop+1 && stop >= 0 {
 			ws = append(ws, words(dim, "(and went on)")...)
 		}
-		ws = append(ws, w.hopWord(h, arrow))
+		// Made where the one before ended: another connection, of whoever took that.
+		onward := i > 0 && h.GetNetnsInode() != 0 && h.GetNetnsInode() == w.hops[i-1].GetNetnsInode()
+		ws = append(ws, w.hopWord(h, arrow, onward))
 		if kind := h.GetOutTunnel(); kind != "" {
 			ws = append(ws, unbroken(dim, "("+kind+")"))
 		}
@@ -59,7 +61,7 @@ func (w way) draw(stop int, mark []word) []word {
 	return ws
 }
 
-func (w way) hopWord(h *tracev1.Hop, arrow bool) word {
+func (w way) hopWord(h *tracev1.Hop, arrow, onward bool) word {
 	var drawn word
 	if arrow {
 		drawn = append(drawn, styled(dim, "-> "))
@@ -67,6 +69,8 @@ func (w way) hopWord(h *tracev1.Hop, arrow bool) word {
 	switch {
 	case h.GetInDevice() != "":
 		drawn = append(drawn, styled(plain, h.GetInDevice()+" "))
+	case arrow && onward:
+		drawn = append(drawn, styled(dim, "(proxy) "))
 	case arrow: // it came in by no device: in a tunnel that was not seen, as a switch in user space has them
 		drawn = append(drawn, styled(dim, "(tunnel) -> "))
 	}

@@ -42,5 +42,5 @@ func unsent(f *tracev1.Finding) string {
 var redirectTold = map[string]string{
 	"redirect-missing": "goes past the proxy", "redirect-bypassed-ipv6": "goes past the proxy",
 	"redirect-target-not-listening": "nobody listens where it is redirected to", "redirect-loop": "sent back to the proxy",
-	"loopback-down": "lo is down", "route-localnet-disabled": "a martian: route_localnet is off",
+	"loopback-down": "lo is down", "loopback-blocked": "dropped by a filter on lo", "loopback-source-leaked": "sent from an address of lo", "route-localnet-disabled": "a martian: route_localnet is off",
 }

@@ -23,6 +23,8 @@ const (
 	SymptomErrorResponse                    // a DNS response says that something went wrong
 	SymptomLate                             // a DNS response came when nobody waited for it any more
 	SymptomAmplified                        // a DNS name was asked for under many others first
+	SymptomPassed                           // nothing failed that was seen: a connection began or ended where there may be a proxy
+	SymptomUnsent                           // connect() or sendto() from or to a loopback address found no way by lo: there was no packet
 )
 
 // String returns the symptom's name.
@@ -56,6 +58,10 @@ func (s Symptom) String() string {
 		return "swallowed"
 	case SymptomMisled:
 		return "misled"
+	case SymptomPassed:
+		return "passed"
+	case SymptomUnsent:
+		return "unsent"
 	case SymptomUnanswered:
 		return "unanswered"
 	case SymptomErrorResponse:
@@ -91,6 +97,12 @@ type Case struct {
 	Asked bool
 	// Suspect says that the symptom showed elsewhere, and that this host is looked at first.
 	Suspect bool
+	// Proxied: a namespace's own rules sent the connection to a socket there. Repeats is how many times
+	// who takes such connections was seen to make one that came back to it.
+	Proxied bool
+	Repeats uint32
+	// Leg is the part of the path that Event is about, where it is one of several that a proxy joins.
+	Leg Tuple
 
 	Trouble *Trouble // the DNS query that it is about; nil: it is about packets
 	// DNS is the DNS question that the packet asked: "A www.example.com."; "": none, or not known.

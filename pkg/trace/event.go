@@ -14,7 +14,8 @@ type Netns uint32
 // ABI of bpf/event.h.
 type Hook uint16
 
-// The hooks. Each is one tracepoint, but for the last: kernel functions that judge packets.
+// The hooks. Each is one tracepoint, but for verdicts, which kernel functions give, and for the last one,
+// which is what the tracepoints of route misses tell of sockets.
 const (
 	HookUnknown          Hook = iota
 	HookDrop                  // skb:kfree_skb
@@ -30,13 +31,14 @@ const (
 	HookNeighborFailed        // neigh:neigh_timer_handler, neigh:neigh_update
 	HookICMPSent              // icmp:icmp_send
 	HookVerdict               // a function of netfilter dropped the packet: nf_hook_slow, nft_do_chain, …
+	HookAstray                // fib:fib_table_lookup, fib6:fib6_table_lookup, of a socket from or to a loopback address: off lo, or nowhere
 	HookCount                 // how many there are
 )
 
 var hookNames = [HookCount]string{
 	"unknown", "kfree_skb", "netif_receive_skb", "net_dev_queue", "fib_table_lookup", "fib6_table_lookup",
 	"inet_sock_set_state", "tcp_retransmit_skb", "tcp_retransmit_synack", "tcp_send_reset", "tcp_receive_reset",
-	"neigh_timer_handler", "icmp_send", "netfilter_verdict",
+	"neigh_timer_handler", "icmp_send", "netfilter_verdict", "socket_route_lookup",
 }
 
 // String returns the tracepoint's name, or for verdicts "netfilter_verdict".

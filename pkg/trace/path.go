@@ -48,4 +48,7 @@ type Path struct {
 	Connection     Tuple   // the same as Client and Server, as a tuple
 	Sequence       uint32  // of its SYN, which neither NAT nor tunnels change; 0: not seen
 	Established    bool    // a socket here said that both sides have heard of each other
+	// Joined: a proxy goes on from where the path ended with a connection of its own, whose hops
+	// follow. How sure that is: nothing in the packets says so. 0: it has one leg.
+	Joined Confidence
 }

@@ -15,6 +15,8 @@ type Redirection struct {
 	Mesh     string
 	Families []RedirectFamily // IPv4 and IPv6, as far as they were asked
 	Loopback Interface        // lo
+	// Localnet are the devices by which packets from and to 127/8 may pass (route_localnet).
+	Localnet []string
 	// Proxy is the process that listens where traffic is redirected to.
 	Proxy ProxyIdentity
 	// Before: the proxy has not been started yet, so that nobody has to listen.
@@ -24,6 +26,8 @@ type Redirection struct {
 	// Strays are sockets that listen on a port that a mesh's proxy is known for, and to which nothing is redirected.
 	Strays []RedirectStray
 	Unread []string // what could not be read or judged
+	// Asked are packets that were really seen, and Twins what the other IP version makes of their like.
+	Asked, Twins []RedirectLeg
 }
 
 // ProxyIdentity is who the proxy is, as rules see it.

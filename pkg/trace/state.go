@@ -113,6 +113,8 @@ type HostState struct {
 	Believed Belief
 	// Virtual: the packet's address that this host owns is that of a service, which many hosts may have.
 	Virtual bool
+	// Redirect is what the rules make of a transparent proxy's traffic; nil: not asked.
+	Redirect *Redirection
 }
 
 // Asked reports whether the namespace could be asked at all.

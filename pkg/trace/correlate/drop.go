@@ -102,6 +102,7 @@ func (t *Table) addHandshakePacketDrop(packet, ev *trace.Event) {
 		p = t.create(seq, request, packet)
 		if d == trace.Request && ev.InIndex == 0 {
 			p.process = t.connects.find(ev.Netns, p.server, trace.Process{})
+			t.joinLeg(p, ev)
 		}
 	}
 	t.touch(p, request, packet)

@@ -15,6 +15,10 @@ func (t *Table) Add(ev *trace.Event) {
 		t.verdicts.add(ev)
 		return
 	}
+	if ev.Hook == trace.HookAstray {
+		t.addAstray(ev)
+		return
+	}
 	if ev.Carried.Known() {
 		t.addTunnelDrop(ev)
 		return
@@ -116,6 +120,7 @@ func (t *Table) addRequest(ev *trace.Event) {
 		p = t.create(ev.Seq, ev.Tuple, ev)
 		if ev.Hook == trace.HookTransmit && ev.InIndex == 0 {
 			p.process = t.connects.find(ev.Netns, p.server, ev.Process)
+			t.joinLeg(p, ev)
 		}
 	}
 	t.touch(p, ev.Tuple, ev)
@@ -177,6 +182,7 @@ func (t *Table) addReply(ev *trace.Event) {
 	if ev.Hook == trace.HookTransmit {
 		p.settle(ev.Netns)
 		p.depart(trace.Reply, ev)
+		t.noteProxied(p, ev)
 	} else {
 		t.watchCircle(p, trace.Reply, p.arrive(trace.Reply, ev), ev)
 	}

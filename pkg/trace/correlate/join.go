@@ -26,6 +26,7 @@ func Join(views []View, keep func([]trace.Tuple) bool) ([]Exchange, []trace.Find
 	j := joiner{views: views, lookup: make(map[viewTuple][]int)}
 	j.collect()
 	j.joinSequences()
+	j.joinLegs()
 	j.joinTuples()
 	groups := j.groups()
 	exchanges := make([]Exchange, 0, len(groups))

@@ -51,6 +51,7 @@ type path struct {
 	sources        []netip.AddrPort // its entries in Table.sources
 	element        *list.Element    // in Table.recent
 	tooBig         *tooBig          // nil while nobody has said so
+	joined         joined           // with what a proxy goes on, or goes on from
 
 	// UDP alone.
 	clientKey clientKey     // where the client's socket is; zero when that was not seen

@@ -15,6 +15,8 @@ type Config struct {
 	Linger   time.Duration // how long a closed path is followed; default 2 s
 	// Place names the namespace that had an inode at a time; nil leaves names empty. It must be cheap.
 	Place func(trace.Netns, time.Time) trace.Place
+	// Proxy reports whether a process is one to which rules of a namespace send connections; nil: nobody knows.
+	Proxy func(ns trace.Netns, pid uint32) bool
 }
 
 func (c *Config) setDefaults() {
@@ -66,6 +68,7 @@ type Table struct {
 	closings []closing
 	connects connects
 	verdicts verdicts
+	legs     legs
 	udp      udpPaths
 
 	fragments fragments
@@ -165,7 +168,10 @@ func (t *Table) checkSilence(w waiting) {
 // open adds a case about what ev shows.
 func (t *Table) open(p *path, s trace.Symptom, d trace.Direction, ev *trace.Event) {
 	c := trace.Case{
-		Symptom: s, Direction: d, Event: *ev, Path: p.snapshot(t.cfg.Place), Place: t.cfg.Place(ev.Netns, ev.Time),
+		Symptom: s, Direction: d, Event: *ev, Path: t.whole(p), Place: t.cfg.Place(ev.Netns, ev.Time), Proxied: p.joined.proxied,
+	}
+	if p.joined.parent != nil {
+		c.Leg = trace.Tuple{Protocol: p.protocol, Src: p.client, Dst: p.server}
 	}
 	asked := d
 	if s == trace.SymptomSilence {
@@ -197,10 +203,17 @@ const rejectionAge = time.Millisecond
 
 // handOut adds a path to those that are done, once for each change.
 func (t *Table) handOut(p *path) {
-	if p.changed {
-		p.changed = false
-		t.done = append(t.done, p.snapshot(t.cfg.Place))
+	if !p.changed {
+		return
 	}
+	p.changed = false
+	switch root := p.root(); {
+	case root != p:
+		root.changed = false
+	case p.joined.parent != nil:
+		return // it was told with the leg that it goes on from, which is gone
+	}
+	t.done = append(t.done, t.whole(p))
 }
 
 // create starts a path with a packet in request direction.

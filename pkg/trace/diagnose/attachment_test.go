@@ -11,6 +11,8 @@ import (
 var explainedElsewhere = map[string]bool{
 	"xdp-drop": true, "tc-drop": true, "conntrack-full": true, "conntrack-invalid-drop": true,
 	"socket-buffer-full": true, "tunnel-mismatch": true, "openvswitch-drop": true,
+	"loopback-down": true, "loopback-source-leaked": true, "redirect-loop": true, "redirect-target-not-listening": true, "route-localnet-disabled": true,
+	"redirect-bypassed-ipv6": true, "redirect-missing": true, "loopback-blocked": true,
 }
 
 func attached(point trace.AttachPoint, change func(*trace.Attachment)) trace.Attachment {

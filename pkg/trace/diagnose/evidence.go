@@ -61,6 +61,14 @@ func seen(c *trace.Case) []trace.Evidence {
 		add(ev.Time, "the %s %s -> %s left %s by %s and was lost", packetName(ev), ev.Tuple.Src, ev.Tuple.Dst, name(c.Place), ev.Device.Name)
 	case trace.SymptomVanished:
 		add(ev.Time, "the answer %s -> %s left %s by %s and was lost", ev.Tuple.Src, ev.Tuple.Dst, name(c.Place), ev.Device.Name)
+	case trace.SymptomUnsent:
+		way := fmt.Sprintf("leads off lo, by %s", ev.Device.Name)
+		if ev.Errno != 0 {
+			way = "failed: " + missText(ev.Errno)
+		} else if ev.Device.Name == "" {
+			way = "leads off lo"
+		}
+		add(ev.Time, "the route lookup of a socket in %s, %s -> %s, %s", name(c.Place), ev.Tuple.Src.Addr(), ev.Tuple.Dst, way)
 	case trace.SymptomSwallowed:
 		add(ev.Time, "the %s %s -> %s was not seen again after that, and the request was repeated", packetName(ev), ev.Tuple.Src, ev.Tuple.Dst)
 	case trace.SymptomUnmatched:

@@ -18,6 +18,8 @@ func Question(c *trace.Case) (trace.Question, bool) {
 		Ahead: c.Asked,
 	}
 	switch c.Symptom {
+	case trace.SymptomPassed, trace.SymptomUnsent:
+		return q, true
 	case trace.SymptomSwallowed:
 		q.Switched = ev.Device.Index
 		return q, true
@@ -84,7 +86,7 @@ func Question(c *trace.Case) (trace.Question, bool) {
 				q.Out = ev.OutIndex
 			}
 			return q, true
-		case isRoutingDrop(ev):
+		case isRoutingDrop(ev), isLocalnetDrop(ev):
 			return q, true
 		case isXDPDrop(ev) || isTCDrop(ev):
 			q.Attached = attachedDevice(ev)

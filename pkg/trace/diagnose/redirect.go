@@ -178,7 +178,7 @@ func (j *redirectJudge) loopbackDown() {
 	f := trace.Finding{
 		Summary: "the loopback device is down in " + here,
 		Cause: fmt.Sprintf("Device lo of %s is down. All that is redirected to a proxy in the same namespace, and all that the proxy hands on to the application, goes by lo: "+
-			"connections fail with \"network is unreachable\", before there is a packet.", here),
+			"connections fail before there is a packet, or get no answer.", here),
 		Fix:      []string{at(j.r.Place, "ip link set lo up")},
 		Verify:   []string{at(j.r.Place, "ip link show lo"), j.verify()},
 		Fault:    "lo",

@@ -2,10 +2,38 @@ package diagnose
 
 import "github.com/replypath/replypath/pkg/trace"
 
-// Validations are the findings that `replypath validate` makes, from what a
-// namespace says of itself rather than from packets.
+// live are the findings about transparent proxies that packets show, too: those of
+// `replypath validate`, and with them how a case is told by what was found in its namespace.
+func live() []Rule {
+	with := func(r Rule, explain func(*trace.Case, *trace.HostState) *explanation) Rule {
+		r.explain = explain
+		return r
+	}
+	return []Rule{
+		with(loopbackDown, explainLoopbackDown),
+		loopbackSourceLeaked,
+		with(redirectLoop, either(explainRedirectLoop, explainAskedItself)),
+		with(redirectTargetNotListening, either(explainTargetNotListening, explainRefusedRedirect)),
+		with(routeLocalnetDisabled, explainLocalnet),
+		with(redirectBypassedIPv6, explainBypassedIPv6),
+		with(redirectMissing, explainRedirectMissing),
+		with(loopbackBlocked, explainLoopbackBlocked),
+	}
+}
+
+// either asks one, and another where that has nothing to say.
+func either(first, second func(*trace.Case, *trace.HostState) *explanation) func(*trace.Case, *trace.HostState) *explanation {
+	return func(c *trace.Case, s *trace.HostState) *explanation {
+		if e := first(c, s); e != nil {
+			return e
+		}
+		return second(c, s)
+	}
+}
+
+// Validations are the findings that `replypath validate` alone makes: no packet shows them.
 func Validations() []Rule {
-	return []Rule{loopbackDown, redirectMissing, redirectBypassedIPv6, redirectTargetNotListening, redirectLoop, routeLocalnetDisabled, loopbackBlocked, meshNameAmbiguous}
+	return []Rule{meshNameAmbiguous}
 }
 
 var redirectMissing = Rule{
@@ -31,7 +59,6 @@ var redirectTargetNotListening = Rule{
 	Severity: trace.Error,
 	Doc: "Traffic is redirected to a port at which no socket would take it: the proxy is not started, not ready or has ended; it listens on another port, for the other IP version, or on 127.0.0.1 alone, where inbound traffic does not go. " +
 		"Connections are refused although the application runs. It is also told of a packet that was refused: a DNS query, or a connection, that the namespace itself had redirected.",
-	explain: explainRefusedRedirect,
 }
 
 var redirectLoop = Rule{
@@ -41,7 +68,6 @@ var redirectLoop = Rule{
 	Doc: "What the proxy sends to other hosts, to its name server, or from 127.0.0.6 (::6) to the application is redirected back to the proxy: each connection makes another, thousands a second, and no packet is dropped. " +
 		"The rules tell the proxy by its user, group or mark. They lack that exception, or are for another user than the one of the process that listens. " +
 		"It is also told of a DNS query that came back to the resolver, or proxy, that had made it of another one.",
-	explain: explainAskedItself,
 }
 
 var loopbackBlocked = Rule{
@@ -57,6 +83,15 @@ var loopbackDown = Rule{
 	Title:    "`lo` is down in the namespace",
 	Severity: trace.Error,
 	Doc:      "The loopback device of the namespace is down, as it is in every new namespace until somebody sets it up. Redirected connections then fail before there is a packet.",
+}
+
+var loopbackSourceLeaked = Rule{
+	ID:       "loopback-source-leaked",
+	Title:    "a 127/8 source is used towards a destination that is not local",
+	Severity: trace.Error,
+	Doc: "A socket that is bound to an address which only lo has (127/8, ::1, or ::6 as a mesh gives it to lo) calls another host. With IPv4 connect() or sendto() fails before there is a packet; " +
+		"the socket's own route lookup shows it. With IPv6, or with route_localnet, packets leave and no answer comes back. A proxy that calls its application from 127.0.0.6, and takes another host for it, does so.",
+	explain: explainSourceLeaked,
 }
 
 var routeLocalnetDisabled = Rule{

@@ -36,10 +36,10 @@ type explanation struct {
 
 // Rules is the catalogue, in the order in which rules are tried.
 func Rules() []Rule {
-	return []Rule{
+	return append([]Rule{
 		dnsTCPFallbackBlocked,
 		conntrackInsertRace,
-		redirectLoop,
+	}, append(live(), []Rule{
 		dnsUnanswered,
 		dnsErrorResponse,
 		dnsLateReply,
@@ -67,9 +67,8 @@ func Rules() []Rule {
 		forwardingDisabled,
 		routingLoop,
 		acceptQueueFull,
-		redirectTargetNotListening,
 		portNotListening,
-	}
+	}...)...)
 }
 
 var rules = Rules()

@@ -1,0 +1,71 @@
+package agent
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/replypath/replypath/pkg/trace"
+)
+
+func made(ns trace.Netns, pid uint32, to string, at time.Time, taken bool) *trace.Path {
+	t := trace.Tuple{Protocol: trace.TCP, Src: netip.MustParseAddrPort("10.0.0.5:40000"), Dst: netip.MustParseAddrPort(to)}
+	seen := t
+	if taken {
+		seen.Dst = netip.MustParseAddrPort("127.0.0.1:15001")
+	}
+	return &trace.Path{Protocol: trace.TCP, Client: t.Src, Server: t.Dst, Connection: t, First: at, Last: at, Process: trace.Process{PID: pid},
+		Request: []trace.Hop{{Place: trace.Place{Netns: ns}, Tuple: seen, Count: 1}}}
+}
+
+// However many connections there are, few questions are asked.
+func TestRedirectWatchIsCheap(t *testing.T) {
+	w := newRedirectWatch(nil, nil)
+	now := time.Unix(1000, 0)
+	asked := 0
+	for i := range 100000 {
+		asked += len(w.cases(made(7, 1, "203.0.113.9:80", now.Add(time.Duration(i)*time.Millisecond), i%2 == 0)))
+	}
+	if asked == 0 || asked > 20 {
+		t.Errorf("%d questions about 100000 connections in 100 s", asked)
+	}
+	for i := range 10000 { // of as many namespaces
+		w.cases(made(trace.Netns(100+i), 1, "203.0.113.9:80", now, false))
+	}
+	if len(w.spaces) > maxSpaces {
+		t.Errorf("%d namespaces are remembered", len(w.spaces))
+	}
+}
+
+func TestRedirectWatchWaitsAndForgetsNothing(t *testing.T) {
+	w := newRedirectWatch(nil, nil)
+	now := time.Unix(1000, 0)
+	w.at, w.spent = now, time.Minute
+	if n := len(w.cases(made(7, 1, "203.0.113.9:80", now, false))); n != 0 {
+		t.Fatalf("%d questions, and no time for one", n)
+	}
+	if n := len(w.overdue(now, false)); n != 0 {
+		t.Errorf("%d questions by now", n)
+	}
+	if n := len(w.overdue(now, true)); n != 1 {
+		t.Errorf("%d questions waited", n)
+	}
+}
+
+func TestStormIsTheClients(t *testing.T) {
+	w := newRedirectWatch(nil, nil)
+	now := time.Unix(1000, 0)
+	client := made(7, 1, "203.0.113.9:80", now, true)
+	first := w.cases(client)
+	for i := range 40 {
+		w.cases(made(7, 2, "203.0.113.9:80", now.Add(time.Duration(i)*time.Millisecond), true))
+	}
+	if len(first) != 1 {
+		t.Fatalf("%d questions", len(first))
+	}
+	w.spaces[7].proxies[2] = now
+	w.storm(&first[0])
+	if first[0].Repeats != 40 || first[0].Path.Process.PID != 1 {
+		t.Errorf("%d times, of process %d", first[0].Repeats, first[0].Path.Process.PID)
+	}
+}
