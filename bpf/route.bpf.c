@@ -257,7 +257,7 @@ static __always_inline bool is_low6(const __u8 *address)
 
 /* watch_loopback6 looks at a socket's lookup from ::1 and its like to elsewhere, or to ::1:
  * what lo has is found in table local. */
-static __always_inline void watch_loopback6(struct lookup *l, const struct flowi6 *fl, bool rejected)
+static __always_inline void watch_loopback6(struct lookup *l, const struct net *net, const struct flowi6 *fl, bool rejected)
 {
 	bool to, from;
 
@@ -271,6 +271,7 @@ static __always_inline void watch_loopback6(struct lookup *l, const struct flowi
 	from = is_low6(l->saddr) && !is_low6(l->daddr) && !rejected;
 	if ((!to && !from) || !is_own(&fl->__fl_common))
 		return;
+	l->netns = BPF_CORE_READ(net, ns.inum);
 	l->mark = BPF_CORE_READ(fl, __fl_common.flowic_mark);
 	l->sport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.sport));
 	l->dport = bpf_ntohs(BPF_CORE_READ(fl, uli.ports.dport));
@@ -336,13 +337,13 @@ int BPF_PROG(trace_route_miss6, const struct net *net, const struct fib6_result 
 	l.table = BPF_CORE_READ(table, tb6_id);
 	if (l.table == RT_TABLE_LOCAL && !(udp && has_rules(net)))
 		return 0;
-	l.netns = BPF_CORE_READ(net, ns.inum);
 	l.reason = BPF_CORE_READ(res, fib6_type);
 	rejected = l.reason == RTN_BLACKHOLE || l.reason == RTN_UNREACHABLE || l.reason == RTN_PROHIBIT ||
 		   (BPF_CORE_READ(res, fib6_flags) & RTF_REJECT);
-	watch_loopback6(&l, fl, rejected);
+	watch_loopback6(&l, net, fl, rejected);
 	if (!rejected)
 		return 0;
+	l.netns = BPF_CORE_READ(net, ns.inum);
 	l.reason = BPF_CORE_READ(res, fib6_type);
 	BPF_CORE_READ_INTO(&l.saddr, fl, saddr);
 	BPF_CORE_READ_INTO(&l.daddr, fl, daddr);
