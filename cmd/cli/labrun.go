@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tracev1 "github.com/replypath/replypath/api/trace/v1"
@@ -302,14 +303,16 @@ func (w *world) runLabs(ctx context.Context, s *server, labs []lab.Lab, jobs int
 		name = max(name, len(l.Name))
 	}
 	var group errgroup.Group
-	group.SetLimit(jobs)
+	slots := semaphore.NewWeighted(int64(jobs))
 	var mu sync.Mutex // of stdout and wrong
 	wrong := 0
 	for _, l := range labs {
+		weight := min(l.Weight(), int64(jobs))
+		if slots.Acquire(ctx, weight) != nil {
+			break // interrupted
+		}
 		group.Go(func() error {
-			if ctx.Err() != nil {
-				return nil
-			}
+			defer slots.Release(weight)
 			v := labVerdict{Lab: l.Name, Expected: wanted(l), Finding: l.Finding}
 			r, err := w.labResult(ctx, conn, l, nil)
 			if err != nil {

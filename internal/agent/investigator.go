@@ -145,7 +145,15 @@ func (i *investigator) wait(ctx context.Context) {
 }
 
 func (i *investigator) investigate(ctx context.Context, c *trace.Case) {
-	there := i.verifyPlaces(c)
+	var there bool
+	if c.Symptom == trace.SymptomPassed {
+		// Asked of connections that mostly are well, and of which many have gone: their places are verified when something is found.
+		if there = i.places.Holds(c.Place.Netns, c.Event.Time); !there {
+			return
+		}
+	} else {
+		there = i.verifyPlaces(c)
+	}
 	if i.isBlamed(c) {
 		return
 	}
@@ -201,10 +209,12 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) b
 		}
 		return false
 	}
-	f.Where.Node = i.node
 	if c.Symptom == trace.SymptomPassed {
 		i.redirects.found(c)
+		i.verifyPlaces(c)
+		f, _ = diagnose.Explain(c, &s)
 	}
+	f.Where.Node = i.node
 	if i.claims(&f, c) {
 		i.recorder.AddFinding(f)
 	}

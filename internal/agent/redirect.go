@@ -22,6 +22,7 @@ const (
 	maxKinds       = 128              // kinds of connections of each
 	firstPause     = time.Second      // between two questions about a kind
 	longestPause   = time.Minute      //
+	plainPause     = 10 * time.Second // after one that showed no proxy at all
 	inspectShare   = 50               // so many times a question's own duration may pass until the next: 2% of a core
 	inspectCredit  = time.Second / 4  // of questions that need not wait
 	maxWaiting     = 512              // questions that wait for that
@@ -53,6 +54,7 @@ type space struct {
 	makers  map[uint32]*maker
 	entered *trace.Path // the first connection from outside
 	window  time.Time
+	plain   time.Time // until then it is taken for a namespace without a transparent proxy
 }
 
 // kind is what connections have in common that rules treat alike.
@@ -171,7 +173,13 @@ func (w *redirectWatch) overdue(now time.Time, all bool) []trace.Case {
 	if all {
 		n = len(w.waits)
 	}
-	due := w.waits[:n:n]
+	due := make([]trace.Case, 0, n)
+	for _, c := range w.waits[:n] {
+		if s := w.spaces[c.Place.Netns]; s != nil && now.Before(s.plain) {
+			continue // another question has shown it meanwhile
+		}
+		due = append(due, c)
+	}
 	w.waits = w.waits[n:]
 	return due
 }
@@ -225,6 +233,9 @@ func (s *space) count(p *trace.Path) bool {
 
 // due reports whether a kind of connection is to be asked about, and makes the next one wait.
 func (s *space) due(k kind, now time.Time) bool {
+	if now.Before(s.plain) {
+		return false
+	}
 	known := s.kinds[k]
 	if known == nil {
 		if len(s.kinds) >= maxKinds {
@@ -300,6 +311,9 @@ func (w *redirectWatch) inspect(ctx context.Context, c *trace.Case) (*trace.Redi
 // learn notes who takes what is redirected.
 func (s *space) learn(r *trace.Redirection) {
 	now := r.ReadAt
+	if !diagnose.IsMesh(r) {
+		s.plain = now.Add(plainPause)
+	}
 	for pid, at := range s.proxies {
 		if now.Sub(at) > redirectAge {
 			delete(s.proxies, pid)

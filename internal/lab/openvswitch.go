@@ -66,6 +66,18 @@ const switchSchema = "/usr/share/openvswitch/vswitch.ovsschema"
 // switchPrograms are what a switch is made of.
 var switchPrograms = []string{"ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl", "ovs-ofctl", "ovs-appctl"}
 
+// Weight is how much a machine has to do for a lab, in ordinary labs: each Open vSwitch
+// has a database, a daemon that polls, and a dozen commands that teach it.
+func (l Lab) Weight() int64 {
+	weight := int64(1)
+	for _, h := range l.Topology.Hosts {
+		if h.Switch != nil {
+			weight += 2
+		}
+	}
+	return weight
+}
+
 // Missing says what the lab needs and this machine does not have; "" when it can be built.
 func (l Lab) Missing() string {
 	for _, c := range slices.Concat(l.Setting, l.Faults) {

@@ -130,6 +130,20 @@ func (d *Directory) PlaceAt(ns trace.Netns, at time.Time) (trace.Place, bool) {
 	return place, same
 }
 
+// Holds reports whether the namespace that had an inode at a time is there still, as
+// far as is known: unlike PlaceAt it looks for nobody, and so costs no scan of one that has gone.
+func (d *Directory) Holds(ns trace.Netns, at time.Time) bool {
+	place := d.Place(ns)
+	now := d.now()
+	d.mu.RLock()
+	same := false
+	if e := d.entries[ns]; e != nil {
+		place, same = e.then(at, now, d.tick(now))
+	}
+	d.mu.RUnlock()
+	return same && (place.Host || d.leadsTo(place))
+}
+
 // lookAgain scans the names for one namespace, and the processes when it has
 // no name, though not all the time.
 func (d *Directory) lookAgain(ns trace.Netns) {
