@@ -281,8 +281,13 @@ func TestDNSOfGo(t *testing.T) {
 	}
 	time.Sleep(100 * time.Millisecond)
 	all := queries(t, client, since, "www.test.")
-	if len(all) != 2 || all[0].GetTwin() != all[1].GetNumber() || all[1].GetTwin() != all[0].GetNumber() {
+	if len(all) != 2 {
 		t.Fatalf("%v", all)
+	}
+	// What is asked after the first one has been answered and told is no twin: an emulated machine is that slow.
+	apart := all[1].GetTime().AsTime().Sub(all[0].GetTime().AsTime()).Abs()
+	if apart < 20*time.Millisecond && (all[0].GetTwin() != all[1].GetNumber() || all[1].GetTwin() != all[0].GetNumber()) {
+		t.Errorf("no twins, %v apart: %v", apart, all)
 	}
 	for _, q := range all {
 		// The query is made here, but not in a process of the client's namespace.
