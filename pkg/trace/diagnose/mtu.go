@@ -27,15 +27,18 @@ func explainTooBig(c *trace.Case, s *trace.HostState) *explanation {
 	if ev.Tuple.Is6() {
 		message, match = "packet too big", "icmpv6 type packet-too-big"
 	}
-	clamp := "# " + at(c.TooBigPlace, "nft add rule inet filter forward tcp flags syn tcp option maxseg size set rt mtu") +
+	smaller := "# " + at(c.TooBigPlace, "nft add rule inet filter forward tcp flags syn tcp option maxseg size set rt mtu") +
 		"   # or let TCP agree on smaller packets there (in a table and chain of hook forward that you have)"
+	if ev.Tuple.Protocol != trace.TCP && c.Path.Protocol != trace.TCP {
+		smaller = "# or have the program in " + sender.String() + " send smaller datagrams, or let them be fragmented"
+	}
 	e := &explanation{confidence: trace.Certain, device: c.TooBig.Device.Name}
 	if ev.Hook != trace.HookDrop {
 		e.confidence = trace.Likely
 		e.summary = fmt.Sprintf("%s goes on sending packets that are too big for %s", sender, here)
 		e.cause = fmt.Sprintf("Packets %s -> %s do not fit the device by which %s must send them on. It has said so to %s more than once (ICMP %s), and bigger packets still come: the message does not arrive, or is not heeded.",
 			ev.Tuple.Src, ev.Tuple.Dst, here, sender, message)
-		e.fix = []string{"# let ICMP \"" + message + "\" pass on the way from " + here + " to " + sender.String(), clamp}
+		e.fix = []string{"# let ICMP \"" + message + "\" pass on the way from " + here + " to " + sender.String(), smaller}
 		e.verify = []string{at(c.Place, "ip -s link") + "   # the device with the smallest mtu on the way"}
 		return e
 	}
@@ -45,7 +48,7 @@ func explainTooBig(c *trace.Case, s *trace.HostState) *explanation {
 	e.fault = "icmp " + here
 	e.hook = ev.Hook.String()
 	if !isNetfilterDrop(c) {
-		e.fix = []string{"# " + fmt.Sprintf("mend what drops ICMP errors in %s (%s)", here, dropText(ev)), clamp}
+		e.fix = []string{"# " + fmt.Sprintf("mend what drops ICMP errors in %s (%s)", here, dropText(ev)), smaller}
 		e.verify = []string{at(c.Place, "nstat -az IcmpInErrors IcmpInDestUnreachs Icmp6InPktTooBigs")}
 		return e
 	}
@@ -53,6 +56,6 @@ func explainTooBig(c *trace.Case, s *trace.HostState) *explanation {
 	if !blame(e, c, s) {
 		e.verify = append(e.verify, at(c.Place, "nft list ruleset")+"   # what handles ICMP errors")
 	}
-	e.fix = append(e.fix, clamp)
+	e.fix = append(e.fix, smaller)
 	return e
 }
