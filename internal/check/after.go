@@ -7,8 +7,8 @@ import (
 )
 
 // after follows what comes after the first two packets of an exchange, where
-// these find their way: the third of TCP's handshake, and of datagrams that are
-// big the fragments.
+// these find their way: the third of TCP's handshake and the server's data, and of
+// datagrams that are big the fragments.
 func (r *run) after() {
 	request := r.answer.Path.Connection
 	if len(r.answer.Findings) > 0 {
@@ -21,6 +21,9 @@ func (r *run) after() {
 	switch request.Protocol {
 	case trace.TCP:
 		r.walk(packet{tuple: request, flags: trace.ACK, direction: trace.Request, again: true}, position{netns: r.clientAt})
+		if len(r.answer.Findings) == 0 {
+			r.dataBack()
+		}
 	case trace.UDP:
 		defer func(was trace.Confidence) { r.most = was }(r.most)
 		r.most = trace.Possible // if datagrams are that big at all
@@ -28,6 +31,22 @@ func (r *run) after() {
 		if end.kind != lost {
 			r.walk(packet{tuple: r.reply.tuple, direction: trace.Reply, later: true}, r.replyFrom)
 		}
+	}
+}
+
+// dataBack follows the server's data. A router that saw no request lets the SYN-ACK pass
+// untranslated, and takes what follows for a connection's first packet (nf_conntrack_tcp_loose).
+func (r *run) dataBack() {
+	handshake := r.answer.Path.Reply
+	r.answer.Path.Reply = nil
+	data := r.reply
+	data.flags, data.data = trace.PSH|trace.ACK, true
+	end := r.walk(data, r.replyFrom)
+	if end.kind == arrived && end.packet.tuple != r.awaited() {
+		r.misaddressed(&end)
+	}
+	if len(r.answer.Findings) == 0 {
+		r.answer.Path.Reply = handshake
 	}
 }
 

@@ -20,6 +20,7 @@ type packet struct {
 	outer     bool // its way is not that of the exchange: the outer packet of a tunnel, or an ICMP error
 	again     bool // it comes after the handshake's first two: its way is known
 	later     bool // it is a fragment, not the first
+	data      bool // of a reply: what follows the SYN-ACK, with which a host that saw neither takes up a connection
 	// about is the packet that an ICMP error is about, and icmp its type and code.
 	about trace.Tuple
 	icmp  [2]uint8
@@ -207,10 +208,21 @@ func (s *step) tracked() trace.Conntrack {
 	case !s.known, s.at.netns == s.q.From.Netns:
 		// The request may have come through here; let it be so.
 		return trace.Conntrack{Original: s.before.Reverse(), Reply: s.before, Info: conntrackReply}
-	case s.packet.tuple.Protocol != trace.TCP:
+	case s.packet.tuple.Protocol != trace.TCP, s.packet.data && s.takesUp():
 		return fresh
 	}
 	return trace.Conntrack{}
+}
+
+// takesUp reports whether connection tracking here takes up TCP connections whose beginning it has not seen.
+func (s *step) takesUp() bool {
+	loose := ""
+	err := s.Inside(s.ctx, s.place, func() error {
+		value, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_tcp_loose")
+		loose = strings.TrimSpace(string(value))
+		return err
+	})
+	return err == nil && loose != "0"
 }
 
 // restores reports whether connection tracking gives the packet the addresses of its connection's first.
