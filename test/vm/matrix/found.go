@@ -101,12 +101,14 @@ func sum(labs []labResult) (lowest map[string]string, silent int, err error) {
 
 // why says, for a finding, what keeps it below certain where it is.
 var why = map[string]string{
-	"conntrack-entry-lost": "on every kernel: that the entry is gone is inferred from the packets, the table is not read",
-	"neighbor-unresolved":  "on every kernel: that a neighbour entry leads to the wrong machine is inferred, as a frame for a MAC that is not there leaves no trace",
-	"reply-no-route":       "on every kernel: that the answering host chose the wrong router is inferred from the way that the request took",
-	"reply-wrong-source":   "on every kernel: where no socket refuses the answer, that the client's program does is inferred from its repeated question, and a source that changes after the handshake from the reset",
-	"socket-buffer-full":   "this kernel gives no reason for a drop, which came with 5.17: that the buffer was full follows from the socket's own counter",
-	"vip-not-local":        "on every kernel: that a host which forwards should own the address is inferred from the route that leads it there, and the socket that listens",
-	"routing-loop":         "on every kernel: which of the hosts of a circle has the wrong route can be a matter of what is meant",
-	"rp-filter-drop":       "this kernel gives no reason for a drop, which came with 5.17: that it was rp_filter follows from the host's settings and routes",
+	"conntrack-entry-lost":    "on every kernel: that the entry is gone is inferred from the packets, the table is not read",
+	"neighbor-unresolved":     "on every kernel: that a neighbour entry leads to the wrong machine is inferred, as a frame for a MAC that is not there leaves no trace",
+	"redirect-missing":        "on every kernel: that there should be rules where there are none is inferred from the proxy's sockets",
+	"reply-no-route":          "on every kernel: that the answering host chose the wrong router is inferred from the way that the request took",
+	"reply-wrong-source":      "on every kernel: where no socket refuses the answer, that the client's program does is inferred from its repeated question, and a source that changes after the handshake from the reset",
+	"socket-buffer-full":      "this kernel gives no reason for a drop, which came with 5.17: that the buffer was full follows from the socket's own counter",
+	"vip-not-local":           "on every kernel: that a host which forwards should own the address is inferred from the route that leads it there, and the socket that listens",
+	"route-localnet-disabled": "this kernel gives the drop no reason of its own (IP_LOCALNET): that it was for an address of loopback follows from the packet",
+	"routing-loop":            "on every kernel: which of the hosts of a circle has the wrong route can be a matter of what is meant",
+	"rp-filter-drop":          "this kernel gives no reason for a drop, which came with 5.17: that it was rp_filter follows from the host's settings and routes",
 }
