@@ -438,6 +438,7 @@ func (t *DNSTable) answer(x *exchange, h *dns.Header, ev *trace.Event, message [
 	}
 	late := x.ended || x.superseded
 	switch {
+	case x.Outcome == trace.Cancelled: // nobody waited for it any more
 	case late:
 		x.Outcome = trace.Late
 	case h.Rcode != 0 && h.Rcode != rcodeNXDOMAIN:

@@ -154,18 +154,27 @@ func (t *DNSTable) serve(y *exchange) {
 		o.served = true
 	}
 	for o := t.messages[y.key]; o != nil; o = o.next {
-		if o != y && o.home == y.home && (o.Client == y.Client || o.Client.Addr() == y.Client.Addr() && o.maybeSameProcess(y)) {
+		if o != y && o.home == y.home && (o.Client == y.Client || o.isSameAsker(y)) {
 			o.served = true
 		}
 	}
 	for i := range t.troubles {
-		if o := t.troubles[i].x; o != y && o.nameAt() == y.nameAt() && o.Client.Addr() == y.Client.Addr() && o.maybeSameProcess(y) {
+		if o := t.troubles[i].x; o != y && o.nameAt() == y.nameAt() && o.isSameAsker(y) {
 			o.served = true
 		}
 	}
 	if y.twin != nil {
 		y.twin.lost = true
 	}
+}
+
+// isSameAsker reports that two queries of one namespace may be of one process. A forwarder that
+// asks several servers at once has another address for each of them that is behind another device.
+func (x *exchange) isSameAsker(o *exchange) bool {
+	if x.Client.Addr() == o.Client.Addr() {
+		return x.maybeSameProcess(o)
+	}
+	return x.made && o.made && x.Process.PID != 0 && x.Process.PID == o.Process.PID
 }
 
 // conclude opens cases about troubles whose time has come.

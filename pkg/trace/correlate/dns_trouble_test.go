@@ -64,6 +64,19 @@ func TestTroubles(t *testing.T) {
 			r.see(q, p, a, later(b, 700))
 			r.drop(700)
 		}, nil, false},
+		"two asked side by side, by different devices": {func(r *dnsRun) {
+			q, a := asks(0, 1, "10.0.7.1:1000", one, "www.test. 4", 0)
+			p, b := asks(0.1, 1, "10.0.8.1:1001", two, "www.test. 4", 0)
+			r.see(p, q, b, later(a, 700))
+			r.table.Add(&trace.Event{Time: ms(700.01), Hook: trace.HookDrop, Netns: clientNS, SKB: r.skb, InIndex: 2, Reason: "NO_SOCKET", Tuple: udpTuple(one, "10.0.7.1:1000")})
+		}, nil, false},
+		"slow for a process of another address": {func(r *dnsRun) {
+			q, a := asks(0, 1, "10.0.7.1:1000", one, "www.test. 4", 0)
+			p, b := asks(0.1, 1, "10.0.8.1:1001", two, "www.test. 4", 0)
+			p.pid, b.pid = 8, 8
+			r.see(p, q, b, later(a, 700))
+			r.table.Add(&trace.Event{Time: ms(700.01), Hook: trace.HookDrop, Netns: clientNS, SKB: r.skb, InIndex: 2, Reason: "NO_SOCKET", Tuple: udpTuple(one, "10.0.7.1:1000")})
+		}, []trace.Symptom{trace.SymptomLate}, false},
 		"asked again in simpler words": {func(r *dnsRun) {
 			q, a := asks(0, 1, "10.0.0.7:1000", one, "www.test. 4", dns.RcodeFormatError)
 			p, b := asks(5, 2, "10.0.0.7:1001", one, "www.test. 4", 0)
@@ -91,6 +104,14 @@ func TestTroubles(t *testing.T) {
 			r.see(q)
 			r.gone[7] = true
 			r.until(300)
+		}, nil, false},
+		"a response to a client that had gone away": {func(r *dnsRun) {
+			q, a := asks(0, 1, "10.0.0.7:1000", one, "www.test. 4", 0)
+			r.see(q)
+			r.gone[7] = true
+			r.until(600)
+			r.see(later(a, 1000))
+			r.drop(1000)
 		}, nil, false},
 	}
 	for name, tt := range tests {

@@ -178,14 +178,18 @@ func isMesh(r *trace.Redirection) bool {
 func IsMesh(r *trace.Redirection) bool { return isMesh(r) || listensAsProxy(r) }
 
 // listensAsProxy reports sockets at ports that a mesh's proxy is known for: one alone
-// may be anybody's, two of one user, or one of the mesh's own user, are not.
+// may be anybody's, two of one user, or one of the mesh's own user, are not. Its DNS alone
+// is none: kuma-dp has it also where applications call the proxy themselves.
 func listensAsProxy(r *trace.Redirection) bool {
 	for i := range r.Strays {
 		a := &r.Strays[i]
+		if a.Role == trace.RoleDNS {
+			continue
+		}
 		if a.Process.Comm == "envoy" || a.Process.Comm == "kuma-dp" || a.Process.Comm == "pilot-agent" || a.UID == 5678 || a.UID == 1337 {
 			return true
 		}
-		for k := range r.Strays[:i] {
+		for k := range r.Strays {
 			b := &r.Strays[k]
 			if a.Role != b.Role && a.UID == b.UID && a.Process.PID == b.Process.PID {
 				return true

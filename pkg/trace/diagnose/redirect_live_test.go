@@ -128,6 +128,10 @@ func TestExplainRedirection(t *testing.T) {
 		{"an excluded port, where all else is redirected", goingBy(outward4, trace.Device{}), with(past(trace.RoleOutbound, outward4, nil), nil), "", 0},
 		{"no rules, and a proxy listens", goingBy(inward4, eth0), with(past(trace.RoleInbound, inward4, app), strays(2)), "redirect-missing", trace.Likely},
 		{"no rules, and one port of a proxy's", goingBy(inward4, eth0), with(past(trace.RoleInbound, inward4, app), strays(1)), "", 0},
+		{"no rules, and the DNS of a proxy that applications call themselves", goingBy(inward4, eth0), with(past(trace.RoleInbound, inward4, app), func(r *trace.Redirection) {
+			none(r)
+			r.Strays = []trace.RedirectStray{{Role: trace.RoleDNS, Socket: trace.Socket{Protocol: trace.UDP, Local: netip.MustParseAddrPort("127.0.0.1:15053"), UID: 5678, Process: trace.Process{PID: 9, Comm: "kuma-dp"}}}}
+		}), "", 0},
 		{"no rules at all", goingBy(inward4, eth0), with(past(trace.RoleInbound, inward4, app), none), "", 0},
 		{"a call to the proxy itself", goingBy(inward4, eth0), with(past(trace.RoleInbound, inward4, proxys), unredirected(trace.RoleInbound)), "", 0},
 		{"IPv6 past the proxy", goingBy(outward6, trace.Device{}), with(past(trace.RoleOutbound, outward6, nil), four), "redirect-bypassed-ipv6", trace.Certain},
