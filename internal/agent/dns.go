@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"slices"
@@ -27,10 +28,17 @@ func processWatch() func(uint32) bool {
 	if unix.Stat("/proc/self/ns/pid", &st) != nil || st.Ino != hostPIDs {
 		return nil
 	}
-	return func(pid uint32) bool {
-		_, err := os.Stat("/proc/" + strconv.FormatUint(uint64(pid), 10))
+	return hasExited
+}
+
+// hasExited reports a process that is no more, or of which no more is left than what its parent has not taken note of.
+func hasExited(pid uint32) bool {
+	b, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(pid), 10) + "/stat")
+	if err != nil {
 		return os.IsNotExist(err)
 	}
+	_, state, _ := strings.Cut(string(b[bytes.LastIndexByte(b, ')')+1:]), " ") // after the name, which may hold anything
+	return strings.HasPrefix(state, "Z") || strings.HasPrefix(state, "X")
 }
 
 // dnsCounter counts DNS queries as they end. It is safe for concurrent use.

@@ -367,3 +367,29 @@ func TestDNSLoad(t *testing.T) {
 		t.Errorf("%d queries of %d are told, and %d events lost", len(all), sent, losses)
 	}
 }
+
+// A process that its parent has not waited for is no client any more.
+func TestHasExited(t *testing.T) {
+	command := exec.Command("sleep", "60")
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer command.Wait()
+	pid := uint32(command.Process.Pid)
+	if hasExited(pid) {
+		t.Error("a process that runs has exited")
+	}
+	if err := command.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); !hasExited(pid); {
+		if time.Now().After(end) {
+			t.Fatal("one that was killed has not exited")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	command.Wait()
+	if !hasExited(pid) {
+		t.Error("one that is gone has not exited")
+	}
+}

@@ -33,7 +33,10 @@ func (n *inspection) nameProxy() {
 		owner := found[:1]
 		netstate.NameOwners(n.ctx, owner)
 		p.Known, p.UID, p.Process = true, owner[0].UID, owner[0].Process
-		p.GID, p.HasGID = groupOf(int(p.Process.PID))
+		if uid, ok := ownerOf(int(p.Process.PID), "Uid:"); ok && p.UID == 0 {
+			p.UID = uid // it listened as root, and is another user since: so rules see what it opens now
+		}
+		p.GID, p.HasGID = ownerOf(int(p.Process.PID), "Gid:")
 		if p.Root = p.UID == 0 && n.letsOthersGo(); p.Root {
 			p.Known, p.HasGID = false, false
 		}
@@ -61,8 +64,8 @@ func (n *inspection) letsOthersGo() bool {
 	return others
 }
 
-// groupOf is the group of a process with which it opens files, and sockets.
-func groupOf(pid int) (uint32, bool) {
+// ownerOf is the user ("Uid:") or group ("Gid:") with which a process opens files, and sockets.
+func ownerOf(pid int, field string) (uint32, bool) {
 	if pid <= 0 {
 		return 0, false
 	}
@@ -71,7 +74,7 @@ func groupOf(pid int) (uint32, bool) {
 		return 0, false
 	}
 	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "Gid:"); ok {
+		if rest, ok := strings.CutPrefix(line, field); ok {
 			if f := strings.Fields(rest); len(f) == 4 {
 				id, err := strconv.ParseUint(f[3], 10, 32)
 				return uint32(id), err == nil

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -134,6 +135,36 @@ func (p *pod) listen(uid int, sockets ...string) {
 	}
 }
 
+// handOver opens sockets as root, and leaves them to a process of another user: so listens who gives up its privileges.
+func (p *pod) handOver(uid int, sockets ...string) {
+	p.t.Helper()
+	c := exec.Command("sleep", "60")
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	for _, s := range sockets {
+		network, address, _ := strings.Cut(s, " ")
+		p.inside(0, func() error {
+			listener, err := net.Listen(network, address)
+			if err != nil {
+				return err
+			}
+			defer listener.Close()
+			f, err := listener.(*net.TCPListener).File()
+			c.ExtraFiles = append(c.ExtraFiles, f)
+			return err
+		})
+	}
+	if err := c.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	for _, f := range c.ExtraFiles {
+		f.Close()
+	}
+	p.t.Cleanup(func() {
+		c.Process.Kill()
+		c.Wait()
+	})
+}
+
 // proxy opens the sockets of a proxy, for both IP versions.
 func proxy(outbound, inbound, dns int, more ...string) []string {
 	out := []string{fmt.Sprintf("tcp [::]:%d", outbound), "tcp [::]:8080"}
@@ -193,6 +224,7 @@ var trials = []trial{
 	{name: "istio tproxy", rules: "istio-1.20-tproxy", noSix: true, only4: true, uid: 1337, sockets: proxy(15001, 15006, 0), args: []string{"--probe"}},
 	{name: "nobody's nft", rules: "sidecar.nft", uid: 2001, sockets: proxy(9001, 9002, 9053)},
 	{name: "nobody's tproxy", rules: "tproxy.nft", only4: true, uid: 3003, sockets: proxy(7001, 7002, 0)},
+	{name: "nobody's nft, listened as root", rules: "sidecar.nft", sockets: []string{"udp [::]:9053"}, then: func(p *pod) { p.handOver(2001, "tcp [::]:9001", "tcp [::]:9002") }},
 	{name: "one user's alone", rules: "user.nft", only4: true, uid: 2001, sockets: proxy(9001, 0, 0)},
 	{name: "one service's alone", rules: "kuma-2.9", only4: true, noSix: true, uid: 5678, sockets: kuma, four: []change{
 		{"-A KUMA_MESH_INBOUND -p tcp -j", "-A KUMA_MESH_INBOUND -p tcp -s 10.0.0.0/8 --dport 8443 -j"}, {"-A KUMA_MESH_OUTBOUND -j KUMA", "-A KUMA_MESH_OUTBOUND -d 240.0.0.0/4 -j KUMA"}}},
@@ -225,6 +257,8 @@ var trials = []trial{
 		uid:  5678, sockets: kuma, want: "redirect-missing", says: "127.0.0.6", mended: true},
 	{name: "another user", rules: "kuma-1.8.1", uid: 1005, sockets: kuma, want: "redirect-loop", says: "uid 1005"},
 	{name: "another user, nft", rules: "sidecar.nft", uid: 2002, sockets: proxy(9001, 9002, 9053), want: "redirect-loop", says: "uid 2002", fix: "nft insert rule inet sidecar outgoing"},
+	{name: "another user, that listened as root", rules: "sidecar.nft", sockets: []string{"udp [::]:9053"}, then: func(p *pod) { p.handOver(2002, "tcp [::]:9001", "tcp [::]:9002") },
+		want: "redirect-loop", says: "uid 2002", fix: "meta skuid 2002"},
 	{name: "another user, named", rules: "istio-1.20", uid: 1337, sockets: proxy(15001, 15006, 15053), args: []string{"--proxy-uid", "1338"}, want: "redirect-loop"},
 	{name: "passthrough not let go", rules: "kuma-2.9", only4: true, noSix: true, four: []change{cut("-A KUMA_MESH_OUTBOUND -s 127.0.0.6/32 -o lo -j RETURN")},
 		uid: 5678, sockets: kuma, want: "redirect-loop", says: "127.0.0.6", mended: true},

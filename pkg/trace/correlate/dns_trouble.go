@@ -227,7 +227,7 @@ func (t *DNSTable) claim(tr *trouble) {
 	key := nameAt{at.Place.Netns, tr.x.asker.name, tr.x.Type}
 	var found *exchange
 	take := func(y *exchange) {
-		if y == tr.x || y.nameAt() != key || y.Client == tr.x.Client || y.First.Before(at.Time) || y.upstream == tr.x {
+		if y == tr.x || y.nameAt() != key || y.Client == tr.x.Client || y.upstream == tr.x || !t.isMadeFor(y, tr.x, at.Time) {
 			return
 		}
 		y.claimed = true
@@ -246,6 +246,20 @@ func (t *DNSTable) claim(tr *trouble) {
 		}
 	}
 	tr.x.upstream = found
+}
+
+// isMadeFor reports whether a query may be one that a resolver made of another, which it got at
+// a time. What it is asked again, it may ask again by the same query, or go on waiting for the answer.
+func (t *DNSTable) isMadeFor(y, x *exchange, at time.Time) bool {
+	switch {
+	case !y.First.Before(at):
+		return true
+	case y.Server == x.Server || y.Process.PID == x.Process.PID:
+		return false // the client's own
+	case !y.asked.Before(at):
+		return true
+	}
+	return (y.Outcome == trace.Pending || y.Outcome == trace.Unanswered) && at.Sub(y.asked) < t.cfg.Deadline
 }
 
 // comesBackAs reports whether the query that a resolver made of this one came to the same socket.

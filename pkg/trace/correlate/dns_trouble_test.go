@@ -164,6 +164,26 @@ func TestUpstreamTrouble(t *testing.T) {
 	}
 }
 
+// A resolver that is asked again waits on for the query that it has made, or sends that again.
+func TestUpstreamTroubleAskedAgain(t *testing.T) {
+	r := newDNSRun(t)
+	query, _ := direct(0, 1, "10.0.0.7:40000", "www.test. 4")
+	up := dnsPacket{at: 0.15, hook: tx, ns: resolverNS, device: 3, src: "10.0.0.53:5000", dst: "192.0.2.53:53", id: 9, name: "www.test. 4", pid: 8}
+	again, _ := direct(3000, 2, "10.0.0.7:40001", "www.test. 4")
+	r.see(query...)
+	r.see(up)
+	r.see(again...)
+	cases := r.cases(20000)
+	for _, c := range cases {
+		if c.Trouble.Upstream == nil || c.Place.Netns != resolverNS || c.Direction != trace.Request {
+			t.Errorf("%v at %v, %v of %v", c.Symptom, c.Place, c.Direction, c.Path)
+		}
+	}
+	if len(cases) != 2 {
+		t.Errorf("%d cases", len(cases))
+	}
+}
+
 func TestAmplification(t *testing.T) {
 	search := func(r *dnsRun, names ...string) {
 		for i, name := range names {
