@@ -38,14 +38,24 @@ func overflowed(s *trace.HostState) (trace.Socket, bool) {
 	return worst, found
 }
 
+// waitsInFull reports a DNS query that waits in its resolver's socket, in front of those for which that had no room any more.
+func waitsInFull(c *trace.Case, s *trace.HostState) bool {
+	if c.Symptom != trace.SymptomUnanswered || c.Direction != trace.Reply || c.Trouble.Root().Stage != trace.StageReceived {
+		return false
+	}
+	_, socket := receiver(s)
+	return socket != nil && socket.Drops > 0 && 2*socket.Used >= socket.Buffer
+}
+
 func explainSocketBuffer(c *trace.Case, s *trace.HostState) *explanation {
 	ev := &c.Event
-	if c.Symptom != trace.SymptomDrop || !isBufferDrop(ev) || ev.Carried.Known() {
+	socket, ok := overflowed(s)
+	waits := waitsInFull(c, s)
+	if !waits && (c.Symptom != trace.SymptomDrop || !isBufferDrop(ev) || ev.Carried.Known()) {
 		return nil
 	}
-	socket, ok := overflowed(s)
 	told := ev.Reason != "" && ev.Reason != "NOT_SPECIFIED"
-	if !told && (!ok || socket.Drops == 0) {
+	if !told && !waits && (!ok || socket.Drops == 0) {
 		return nil // a checksum, or a filter of the socket
 	}
 	here, to := name(c.Place), ev.Tuple.Dst
@@ -55,7 +65,12 @@ func explainSocketBuffer(c *trace.Case, s *trace.HostState) *explanation {
 		cause:   fmt.Sprintf("The %s %s -> %s reached its socket in %s, and the socket's receive buffer had no room for it.", packetName(ev), ev.Tuple.Src, to, here),
 		verify:  []string{at(c.Place, "ss -H%s 'sport = :%d'", ssFlags(ev.Tuple.Protocol), to.Port()) + "   # skmem: r (used) must stay below rb (size), d (drops) must not grow"},
 	}
-	if !told || !ok {
+	switch {
+	case waits:
+		e.direction, e.device = trace.Request, ev.Device.Name
+		e.cause = fmt.Sprintf("%s It reached its socket in %s and waits there unread; the socket's receive buffer has run full since.", askedFor(c.Trouble), here)
+		e.evidence = queryEvidence(c.Trouble)
+	case !told || !ok:
 		e.confidence = trace.Likely
 	}
 	owner := "its program"

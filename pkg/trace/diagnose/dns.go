@@ -165,6 +165,8 @@ func explainUnanswered(c *trace.Case, s *trace.HostState) *explanation {
 	switch {
 	case t.Lossy && !t.Dead:
 		return nil // the response may be what was not seen
+	case waitsInFull(c, s):
+		return nil // that is told
 	case s.Asked() && !s.DstLocal && root.Stage == trace.StageReceived && !root.Sightings[0].Made:
 		return nil // it passes here, perhaps by a program that shows no packets
 	}
