@@ -73,7 +73,7 @@ type DNSTable struct {
 	homes     map[trace.Netns]struct{} // where responses were seen to come to clients
 	memory    answers
 	searches  map[searcher]*search
-	cut       map[cutKey]*trace.Exchange // whose answers did not fit, of late
+	cut       map[cutKey]truncation // whose answers did not fit, of late
 	cases     []trace.Case
 
 	number   uint64
@@ -98,7 +98,7 @@ func NewDNS(cfg DNSConfig) *DNSTable {
 	return &DNSTable{
 		cfg: cfg, messages: make(map[dns.Key]*exchange), askers: make(map[asker]*exchange),
 		places: make(map[trace.Netns]cachedPlace), streams: newStreams(), made: make(map[nameAt]*exchange), answering: make(map[serverAt]time.Time), homes: make(map[trace.Netns]struct{}),
-		memory: newAnswers(), searches: make(map[searcher]*search), cut: make(map[cutKey]*trace.Exchange),
+		memory: newAnswers(), searches: make(map[searcher]*search), cut: make(map[cutKey]truncation),
 	}
 }
 

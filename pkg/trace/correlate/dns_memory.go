@@ -77,6 +77,12 @@ type cutKey struct {
 	server netip.AddrPort
 }
 
+// truncation is the latest answer that did not fit, and since when they did not.
+type truncation struct {
+	*trace.Exchange
+	since time.Time
+}
+
 // searcher is a process that may have a search list.
 type searcher struct {
 	netns trace.Netns
@@ -109,7 +115,12 @@ func (t *DNSTable) learn(x *exchange, h *dns.Header, message []byte) {
 		if len(t.cut) >= maxCut {
 			clear(t.cut)
 		}
-		t.cut[cutKey{x.Client.Addr(), x.Server}] = &x.Exchange
+		key := cutKey{x.Client.Addr(), x.Server}
+		c := truncation{&x.Exchange, x.First}
+		if before, ok := t.cut[key]; ok && x.First.Sub(before.Last) < cutAge {
+			c.since = before.since // a twin: the connection for the one may have begun before the other was asked
+		}
+		t.cut[key] = c
 	} else if len(t.cut) > 0 && x.Protocol == trace.TCP {
 		delete(t.cut, cutKey{x.Client.Addr(), x.Server})
 	}
@@ -178,18 +189,18 @@ func (t *DNSTable) addRetransmit(ev *trace.Event) {
 	if len(t.cut) == 0 || ev.Tuple.Protocol != trace.TCP {
 		return
 	}
-	udp := t.cut[cutKey{ev.Tuple.Src.Addr(), ev.Tuple.Dst}]
-	if udp == nil || ev.Time.Sub(udp.Last) > cutAge {
+	udp, ok := t.cut[cutKey{ev.Tuple.Src.Addr(), ev.Tuple.Dst}]
+	if !ok || ev.Time.Sub(udp.Last) > cutAge {
 		return
 	}
-	x := &exchange{Exchange: *udp, home: ev.Netns, asked: ev.Time}
+	x := &exchange{Exchange: *udp.Exchange, home: ev.Netns, asked: ev.Time}
 	for i := range t.troubles {
 		if o := t.troubles[i].x; o.Client == ev.Tuple.Src && o.Protocol == trace.TCP {
 			return
 		}
 	}
 	x.Protocol, x.Client, x.Outcome, x.Drop, x.Response, x.Twin, x.Repeats = trace.TCP, ev.Tuple.Src, trace.Unanswered, nil, nil, 0, 0
-	x.First, x.Last, x.Latency, x.Stage, x.Attempts = ev.Time, ev.Time, 0, trace.StageClient, 1
+	x.First, x.Last, x.Latency, x.Stage, x.Attempts = udp.since, ev.Time, 0, trace.StageClient, 1
 	x.Tuples = []trace.Tuple{{Protocol: trace.TCP, Src: ev.Tuple.Src, Dst: ev.Tuple.Dst}}
 	x.Sightings = []trace.Sighting{{Time: ev.Time, Place: t.place(ev.Netns, ev.Time), Device: ev.Device, Count: 1, Transmit: true, Made: true}}
 	if len(t.troubles) < maxTroubles {
@@ -204,7 +215,7 @@ func (t *DNSTable) Annotate(c *trace.Case) {
 		c.DNS = t.questionOf(p)
 	}
 	if p.Protocol == trace.TCP && len(t.cut) > 0 {
-		if udp := t.cut[cutKey{p.Client.Addr(), p.Server}]; udp != nil && !p.First.Before(udp.First) && p.First.Sub(udp.Last) < cutAge {
+		if udp, ok := t.cut[cutKey{p.Client.Addr(), p.Server}]; ok && !p.First.Before(udp.since) && p.First.Sub(udp.Last) < cutAge {
 			c.Truncated = dns.Question(udp.Type, udp.Name)
 		}
 	}
