@@ -315,6 +315,9 @@ func (t *DNSTable) create(key, name dns.Key, h *dns.Header, ev *trace.Event) *ex
 		}
 		t.made[x.nameAt()] = x
 	}
+	for o := t.messages[key]; o != nil && x.made; o = o.next { // sent to another server, too, which has answered already
+		x.served = x.served || o.Outcome == trace.Answered && o.home == x.home && o.isSameAsker(x)
+	}
 	x.next = t.messages[key]
 	t.messages[key] = x
 	t.waiting.push(x, ev.Time)

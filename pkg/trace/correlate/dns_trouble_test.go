@@ -70,6 +70,13 @@ func TestTroubles(t *testing.T) {
 			r.see(p, q, b, later(a, 700))
 			r.table.Add(&trace.Event{Time: ms(700.01), Hook: trace.HookDrop, Netns: clientNS, SKB: r.skb, InIndex: 2, Reason: "NO_SOCKET", Tuple: udpTuple(one, "10.0.7.1:1000")})
 		}, nil, false},
+		"a slow one, asked when another had answered": {func(r *dnsRun) {
+			q, a := asks(0, 1, "10.0.7.1:1000", one, "www.test. 4", 0)
+			p, b := asks(0, 1, "10.0.8.1:1001", two, "www.test. 4", 0)
+			b.at = 0.1
+			r.see(p, b, later(q, 0.2), later(a, 700))
+			r.table.Add(&trace.Event{Time: ms(700.01), Hook: trace.HookDrop, Netns: clientNS, SKB: r.skb, InIndex: 2, Reason: "NO_SOCKET", Tuple: udpTuple(one, "10.0.7.1:1000")})
+		}, nil, false},
 		"slow for a process of another address": {func(r *dnsRun) {
 			q, a := asks(0, 1, "10.0.7.1:1000", one, "www.test. 4", 0)
 			p, b := asks(0.1, 1, "10.0.8.1:1001", two, "www.test. 4", 0)

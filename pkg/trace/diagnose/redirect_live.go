@@ -308,7 +308,24 @@ func explainBypassedIPv6(c *trace.Case, s *trace.HostState) *explanation {
 	if !wentPast(c, s) || !leg.Packet.Is6() || len(s.Redirect.Twins) == 0 || !s.Redirect.Twins[0].Taken {
 		return nil
 	}
+	if leg.Role == trace.RoleInbound && publishesPorts(s.Redirect) {
+		return nil
+	}
 	return judgement(c, s, redirectBypassedIPv6.ID, func(*trace.Finding) bool { return true })
+}
+
+// publishesPorts reports rules that give some ports of IPv4 to others, as to a server that may not
+// listen below 1024, and are nobody's mesh: what is called by IPv6 is served as it is.
+func publishesPorts(r *trace.Redirection) bool {
+	if r.Mesh != "" || len(r.Strays) > 0 || len(r.Families) == 0 || r.Families[0].Takes(trace.RoleOutbound) {
+		return false
+	}
+	for i := range r.Families[0].Legs {
+		if l := &r.Families[0].Legs[i]; l.Role == trace.RoleInbound {
+			return !l.Taken // the first is about a port that no rule knows
+		}
+	}
+	return false
 }
 
 // explainTargetNotListening: a redirected request was refused where it was sent to.

@@ -81,6 +81,13 @@ func TestExplainRedirection(t *testing.T) {
 		}
 		r.Twins = []trace.RedirectLeg{{Role: trace.RoleOutbound, Taken: true}}
 	}
+	inward6 := tuple("[2001:db8::7]:41000", "[fd00::5]:80")
+	published := func(r *trace.Redirection) {
+		none(r)
+		to := trace.RedirectLeg{Role: trace.RoleInbound, Packet: tuple("203.0.113.77:49160", "10.0.0.5:80"), Taken: true, Kind: "redirect", Target: netip.MustParseAddrPort("10.0.0.5:8080"), Sockets: app}
+		r.Families[0].Legs = append(r.Families[0].Legs, to)
+		r.Twins = []trace.RedirectLeg{to}
+	}
 	down := func(r *trace.Redirection) { r.Loopback.Up = false }
 	taken := redirection().Families[0].Legs[0]
 	taken.Packet = outward4
@@ -135,6 +142,11 @@ func TestExplainRedirection(t *testing.T) {
 		{"no rules at all", goingBy(inward4, eth0), with(past(trace.RoleInbound, inward4, app), none), "", 0},
 		{"a call to the proxy itself", goingBy(inward4, eth0), with(past(trace.RoleInbound, inward4, proxys), unredirected(trace.RoleInbound)), "", 0},
 		{"IPv6 past the proxy", goingBy(outward6, trace.Device{}), with(past(trace.RoleOutbound, outward6, nil), four), "redirect-bypassed-ipv6", trace.Certain},
+		{"IPv6 to a port that IPv4 has redirected", goingBy(inward6, eth0), with(past(trace.RoleInbound, inward6, app), published), "", 0},
+		{"IPv6 to a port of those that a mesh has redirected", goingBy(inward6, eth0), with(past(trace.RoleInbound, inward6, app), func(r *trace.Redirection) {
+			published(r)
+			r.Mesh = "Istio"
+		}), "redirect-bypassed-ipv6", trace.Certain},
 		{"IPv4, where IPv6 would go past", goingBy(outward4, trace.Device{}), with(taken, four), "", 0},
 		{"nobody listens where it is redirected to", refusedAt(outward4, "127.0.0.1:15001"), with(func() trace.RedirectLeg {
 			l := taken
