@@ -22,12 +22,12 @@ const (
 	maxKinds       = 128              // kinds of connections of each
 	firstPause     = time.Second      // between two questions about a kind
 	longestPause   = time.Minute      //
-	plainPause     = 10 * time.Second // after one that showed no proxy at all
+	plainPause     = 10 * time.Second // after one that showed a namespace that redirects nothing
 	inspectShare   = 50               // so many times a question's own duration may pass until the next: 2% of a core
 	inspectCredit  = time.Second / 4  // of questions that need not wait
 	maxWaiting     = 512              // questions that wait for that
 	inspectTimeout = 2 * time.Second  //
-	loopWindow     = time.Second      // in which connections of a proxy that come back to it are counted
+	loopWindow     = 5 * time.Second  // in which connections of a proxy that come back to it are counted; a busy one is slow
 	maxMakers      = 16               // processes whose connections are counted
 	fewLoops       = 3                // connections that a proxy makes to itself
 	meshMemory     = 5 * time.Minute  // how long a namespace that is not heard of is remembered
@@ -54,7 +54,7 @@ type space struct {
 	makers  map[uint32]*maker
 	entered *trace.Path // the first connection from outside
 	window  time.Time
-	plain   time.Time // until then it is taken for a namespace without a transparent proxy
+	plain   time.Time // until then it is taken for a namespace that redirects nothing
 }
 
 // kind is what connections have in common that rules treat alike.
@@ -308,10 +308,17 @@ func (w *redirectWatch) inspect(ctx context.Context, c *trace.Case) (*trace.Redi
 	return r, nil
 }
 
+// isPlain reports a namespace of which all rules were read, and that redirects nothing.
+func isPlain(r *trace.Redirection) bool {
+	redirects := func(f trace.RedirectFamily) bool { return f.Unread || f.Redirects() }
+	taken := func(l trace.RedirectLeg) bool { return l.Taken }
+	return len(r.Unread) == 0 && !diagnose.IsMesh(r) && !slices.ContainsFunc(r.Families, redirects) && !slices.ContainsFunc(r.Asked, taken)
+}
+
 // learn notes who takes what is redirected.
 func (s *space) learn(r *trace.Redirection) {
 	now := r.ReadAt
-	if !diagnose.IsMesh(r) {
+	if isPlain(r) {
 		s.plain = now.Add(plainPause)
 	}
 	for pid, at := range s.proxies {

@@ -69,3 +69,30 @@ func TestStormIsTheClients(t *testing.T) {
 		t.Errorf("%d times, of process %d", first[0].Repeats, first[0].Path.Process.PID)
 	}
 }
+
+// A namespace that redirects nothing is left alone for a while, unless its rules could not be read.
+func TestPlainNamespaceIsLeftAlone(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for _, tt := range []struct {
+		name string
+		r    trace.Redirection
+		asks int
+	}{
+		{"nothing redirected", trace.Redirection{Families: []trace.RedirectFamily{{Used: true}}}, 0},
+		{"rules not read", trace.Redirection{Families: []trace.RedirectFamily{{Used: true, Unread: true}}}, 1},
+		{"something not read", trace.Redirection{Unread: []string{"sockets"}}, 1},
+		{"one port redirected", trace.Redirection{Asked: []trace.RedirectLeg{{Taken: true}}}, 1},
+	} {
+		w := newRedirectWatch(nil, nil)
+		w.cases(made(7, 1, "203.0.113.9:80", now, false))
+		tt.r.ReadAt = now
+		w.spaces[7].learn(&tt.r)
+		later := now.Add(time.Second)
+		if n := len(w.cases(made(7, 1, "203.0.113.9:443", later, false))); n != tt.asks {
+			t.Errorf("%s: %d questions, want %d", tt.name, n, tt.asks)
+		}
+		if n := len(w.cases(made(7, 1, "203.0.113.9:8443", now.Add(plainPause), false))); n != 1 {
+			t.Errorf("%s: %d questions after the pause, want 1", tt.name, n)
+		}
+	}
+}
