@@ -22,8 +22,8 @@ type udpServer struct {
 	group sync.WaitGroup
 }
 
-// serveUDP opens the service's socket in the calling thread's namespace and begins to answer.
-func (s Service) serveUDP(ctx context.Context) (*udpServer, error) {
+// listenUDP opens the service's socket in the calling thread's namespace.
+func (s Service) listenUDP(ctx context.Context) (*net.UDPConn, error) {
 	var config net.ListenConfig
 	version := "udp4"
 	if s.Address.Addr().Is6() {
@@ -33,10 +33,19 @@ func (s Service) serveUDP(ctx context.Context) (*udpServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.Deaf {
-		return &udpServer{conn: conn.(*net.UDPConn)}, conn.(*net.UDPConn).SetReadBuffer(1)
+	return conn.(*net.UDPConn), nil
+}
+
+// serveUDP opens the service's socket and begins to answer.
+func (s Service) serveUDP(ctx context.Context) (*udpServer, error) {
+	conn, err := s.listenUDP(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return startUDP(conn.(*net.UDPConn), s.Again), nil
+	if s.Deaf {
+		return &udpServer{conn: conn}, conn.SetReadBuffer(1)
+	}
+	return startUDP(conn, s.Again), nil
 }
 
 func startUDP(conn *net.UDPConn, again time.Duration) *udpServer {

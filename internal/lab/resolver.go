@@ -37,16 +37,11 @@ type resolverServer struct {
 // resolver opens the service's socket in the calling thread's namespace and begins to answer.
 func (s Service) resolver(ctx context.Context, name string) (*resolverServer, error) {
 	if s.UDP {
-		var config net.ListenConfig
-		version := "udp4"
-		if s.Address.Addr().Is6() {
-			version = "udp6"
-		}
-		conn, err := config.ListenPacket(ctx, version, s.Address.String())
+		conn, err := s.listenUDP(ctx)
 		if err != nil {
 			return nil, err
 		}
-		return startResolver(*s.DNS, name, conn.(*net.UDPConn), nil), nil
+		return startResolver(*s.DNS, name, conn, nil), nil
 	}
 	listener, err := s.listen(ctx)
 	if err != nil {
