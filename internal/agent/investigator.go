@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -225,11 +224,7 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) b
 // does, and its repetitions.
 func (i *investigator) claims(f *trace.Finding, c *trace.Case) bool {
 	key := pathKey{c.Path.Connection, c.Path.First.UnixNano()}
-	mend := f.Fault
-	if mend == "" {
-		mend = strings.Join(f.Fix, "\n")
-	}
-	fault := maphash.Comparable(i.seed, [4]any{f.ID, f.Direction, f.Where.Place.Netns, mend})
+	fault := maphash.Comparable(i.seed, f.Key())
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if e, ok := i.explained[key]; ok && e.fault != fault {

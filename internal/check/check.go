@@ -105,7 +105,7 @@ type run struct {
 	known bool
 	// connMarks are the marks that rules gave the connection, by namespace.
 	connMarks map[trace.Netns]trace.ConnMark
-	told      map[string]bool
+	told      map[trace.FaultKey]bool
 	// sizes are the MTUs on the way, by direction.
 	sizes  map[trace.Direction][]size
 	trying bool        // nothing is told
@@ -128,7 +128,7 @@ type run struct {
 // Reply answers a question. The error says that it could not be asked at all.
 func (c *Checker) Reply(ctx context.Context, q Question) (*Answer, error) {
 	r := &run{Checker: c, ctx: ctx, q: q, now: time.Now(), answer: &Answer{},
-		tracks: make(map[trace.Netns][]trace.Conntrack), told: make(map[string]bool), sizes: make(map[trace.Direction][]size), clamped: make(map[trace.Direction]bool), runAll: q.Run, connMarks: make(map[trace.Netns]trace.ConnMark)}
+		tracks: make(map[trace.Netns][]trace.Conntrack), told: make(map[trace.FaultKey]bool), sizes: make(map[trace.Direction][]size), clamped: make(map[trace.Direction]bool), runAll: q.Run, connMarks: make(map[trace.Netns]trace.ConnMark)}
 	if err := c.Inside(ctx, q.From, func() error { return nil }); err != nil {
 		return nil, err
 	}
@@ -310,11 +310,8 @@ func (r *run) tell(f trace.Finding) {
 
 // keep adds a finding, or a note of one that comes after another.
 func (r *run) keep(f trace.Finding) {
-	mend := f.Fault
-	if mend == "" {
-		mend = strings.Join(f.Fix, "\n")
-	}
-	key := fmt.Sprint(f.ID, f.Where.Place.Netns, mend)
+	key := f.Key()
+	key.Direction = trace.DirectionUnknown // what stops the one stops the other, too
 	if r.told[key] {
 		return
 	}

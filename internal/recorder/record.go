@@ -3,7 +3,6 @@ package recorder
 import (
 	"container/list"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/replypath/replypath/pkg/trace"
@@ -15,26 +14,9 @@ const (
 	maxReports  = 16 // of one finding: the connections met last keep their own texts and path
 )
 
-// findingKey tells faults apart, as trace.Finding says.
-type findingKey struct {
-	id        string
-	direction trace.Direction
-	netns     trace.Netns
-	fault     string // trace.Finding.Fault
-	fix       string // where fault is empty
-}
-
-func keyOf(f *trace.Finding) findingKey {
-	key := findingKey{id: f.ID, direction: f.Direction, netns: f.Where.Place.Netns, fault: f.Fault}
-	if key.fault == "" {
-		key.fix = strings.Join(f.Fix, "\n")
-	}
-	return key
-}
-
 // record is a kept finding and the connections that met it.
 type record struct {
-	key     findingKey
+	key     trace.FaultKey
 	number  uint64
 	finding trace.Finding // without Connections: they are the members
 	members []member      // in the order in which they met the fault
@@ -56,7 +38,7 @@ type member struct {
 	bytes   int
 }
 
-func newRecord(key findingKey, number uint64, f *trace.Finding) *record {
+func newRecord(key trace.FaultKey, number uint64, f *trace.Finding) *record {
 	r := &record{key: key, number: number, finding: *f}
 	r.finding.Connections = nil
 	r.finding.Path = clonePath(f.Path)

@@ -44,7 +44,7 @@ type Recorder struct {
 	config Config
 
 	mu           sync.Mutex
-	findings     map[findingKey]*record
+	findings     map[trace.FaultKey]*record
 	findingOrder *list.List // of *record, least recently added to first
 	findingBytes int
 	paths        map[pathKey]*list.Element
@@ -71,7 +71,7 @@ type Stats struct {
 func New(config Config) *Recorder {
 	return &Recorder{
 		config:       config.withDefaults(),
-		findings:     make(map[findingKey]*record),
+		findings:     make(map[trace.FaultKey]*record),
 		findingOrder: list.New(),
 		paths:        make(map[pathKey]*list.Element),
 		pathOrder:    list.New(),
@@ -91,7 +91,7 @@ func (r *Recorder) AddFinding(f trace.Finding) {
 		f.FirstSeen = f.LastSeen
 	}
 	r.expire(now)
-	key := keyOf(&f)
+	key := f.Key()
 	kept := r.findings[key]
 	if kept == nil {
 		r.made++

@@ -98,8 +98,7 @@ func TestMergeKeepsOthersApart(t *testing.T) {
 		"id":        func(f *trace.Finding) { f.ID = "rp-filter-drop" },
 		"direction": func(f *trace.Finding) { f.Direction = trace.Request },
 		"namespace": func(f *trace.Finding) { f.Where.Place.Netns = 3 },
-		"fix":       func(f *trace.Finding) { f.Fix = []string{"ip route add default via 10.2.0.2"} },
-		"more fix":  func(f *trace.Finding) { f.Fix = append(slices.Clone(f.Fix), "true") },
+		"fault":     func(f *trace.Finding) { f.Fault = "ip route add default via 10.2.0.2" },
 	}
 	for name, change := range changes {
 		r, _ := newRecorder(Config{})
@@ -320,11 +319,9 @@ func TestFault(t *testing.T) {
 	r.AddFinding(report(1, "inet filter input 7"))
 	r.AddFinding(report(2, "inet filter input 7"))
 	r.AddFinding(report(3, "inet filter input 8"))
-	r.AddFinding(report(4, ""))
-	r.AddFinding(report(5, ""))
 	records := r.Records(time.Time{})
-	if len(records) != 4 {
-		t.Fatalf("%d findings, want one for each rule and, without a rule, for each fix", len(records))
+	if len(records) != 2 {
+		t.Fatalf("%d findings, want one for each rule", len(records))
 	}
 	if f := records[0].Finding; f.Count != 2 || len(f.Connections) != 2 || f.Fix[0] != report(1, "").Fix[0] {
 		t.Errorf("count %d, %d connections, fix %q", f.Count, len(f.Connections), f.Fix)

@@ -56,8 +56,8 @@ func findingBytes(f *trace.Finding) int {
 
 // recordBytes counts a record without its members.
 func recordBytes(r *record) int {
-	fixed := sizeof[record]() + sizeof[list.Element]() + mapSlot*(sizeof[findingKey]()+sizeof[*record]())
-	return withOverhead(fixed + findingBytes(&r.finding) + len(r.key.fix))
+	fixed := sizeof[record]() + sizeof[list.Element]() + mapSlot*(sizeof[trace.FaultKey]()+sizeof[*record]())
+	return withOverhead(fixed + findingBytes(&r.finding))
 }
 
 func memberBytes(m *member) int {

@@ -87,9 +87,7 @@ type Evidence struct {
 }
 
 // Finding is a diagnosed fault. One fault is one finding, however many
-// connections meet it: two faults are the same when they have the same id and
-// direction, are in the same namespace and have the same Fault, or, where that
-// is empty, are mended by the same commands.
+// connections meet it: two faults are the same when they have the same Key.
 type Finding struct {
 	ID         string
 	Severity   Severity
@@ -99,7 +97,7 @@ type Finding struct {
 	Cause      string
 	Fix        []string // shell commands; a line that starts with # needs a decision first
 	Verify     []string // shell commands that show whether the fix helped
-	Fault      string   // what has to be mended, where the commands differ from one connection to the next; "" otherwise
+	Fault      string   // what has to be mended, in words that no connection and no place's name changes
 	Where      Where
 	Path       Path // the connection that showed it first
 	Evidence   []Evidence
@@ -110,6 +108,19 @@ type Finding struct {
 	// Connections are the connections that met the fault, oldest first; Omitted counts those not kept.
 	Connections []Connection
 	Omitted     uint32
+}
+
+// FaultKey tells faults apart.
+type FaultKey struct {
+	ID        string
+	Direction Direction
+	Netns     Netns // where it is mended
+	Fault     string
+}
+
+// Key is the key of the finding's fault.
+func (f *Finding) Key() FaultKey {
+	return FaultKey{f.ID, f.Direction, f.Where.Place.Netns, f.Fault}
 }
 
 // Connection is one exchange that met a fault, as its client meant it.

@@ -97,6 +97,9 @@ func finding(r *Rule, e *explanation, c *trace.Case, s *trace.HostState) trace.F
 	if e.place.Netns != 0 {
 		f.Where.Place = e.place
 	}
+	if f.Fault == "" {
+		f.Fault = mended(c, f.Where.Place, f.Fix)
+	}
 	if f.Direction == trace.DirectionUnknown {
 		f.Direction = c.Direction
 	}
