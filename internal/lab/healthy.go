@@ -83,12 +83,26 @@ func healthyIPv4() []Lab {
 			}},
 		{Name: "healthy-dual", Topology: dual(local(f)), Title: "a dual-stack listener",
 			Doc: "The server listens on [::]:80 and takes IPv4 as ::ffff:a.b.c.d."},
+		{Name: "healthy-localhost", Topology: localhost(f), Title: "localhost, served over one IP version",
+			Doc: "The client calls the other version first, as it does for names with both, and is refused: nobody misses that."},
 	}
 }
 
 // aborting makes the client end its connections with a reset.
 func aborting(t Topology) Topology {
 	t.Client.Abort = true
+	return t
+}
+
+// localhost calls a service on loopback, after an attempt with the other IP version.
+func localhost(f Family) Topology {
+	t := local(f)
+	other := IPv6
+	if f == IPv6 {
+		other = IPv4
+	}
+	t.Services = []Service{{Host: "server", Address: addrPort(loopback(f), 80)}}
+	t.Client = Client{Host: "server", First: addrPort(loopback(other), 80), Server: addrPort(loopback(f), 80)}
 	return t
 }
 

@@ -86,15 +86,16 @@ type Service struct {
 type Client struct {
 	Host     string
 	Server   netip.AddrPort
-	Connects int           // started one after another, 50 ms apart
-	Timeout  time.Duration // of each connect
-	Payload  int           // bytes of the line that is echoed; 0: a short one
-	Abort    bool          // close with a reset, as health checks do
-	UDP      bool          // datagrams, sent again each second, instead of connections
-	Lines    int           // exchanged on each connection; 0: one
-	Open     bool          // datagrams: from a socket that is connected to nobody
-	Burst    int           // datagrams sent at once, before the first answer is waited for; 0: one
-	Lookup   *Lookup       // it asks DNS instead; nil: it does not
+	First    netip.AddrPort // called before Server each time, as by who tries both IP versions; what becomes of that is ignored
+	Connects int            // started one after another, 50 ms apart
+	Timeout  time.Duration  // of each connect
+	Payload  int            // bytes of the line that is echoed; 0: a short one
+	Abort    bool           // close with a reset, as health checks do
+	UDP      bool           // datagrams, sent again each second, instead of connections
+	Lines    int            // exchanged on each connection; 0: one
+	Open     bool           // datagrams: from a socket that is connected to nobody
+	Burst    int            // datagrams sent at once, before the first answer is waited for; 0: one
+	Lookup   *Lookup        // it asks DNS instead; nil: it does not
 }
 
 // host returns the host of that name.

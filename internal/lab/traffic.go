@@ -105,6 +105,11 @@ func pause(ctx context.Context, d time.Duration) bool {
 func (c Client) connect(ctx context.Context, between func()) Outcome {
 	dialer := net.Dialer{Timeout: c.Timeout}
 	dialer.SetMultipathTCP(false)
+	if c.First.IsValid() {
+		if conn, err := dialer.DialContext(ctx, "tcp", c.First.String()); err == nil {
+			conn.Close()
+		}
+	}
 	conn, err := dialer.DialContext(ctx, "tcp", c.Server.String())
 	if err != nil {
 		return failure(err)

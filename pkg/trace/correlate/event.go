@@ -290,6 +290,7 @@ func (t *Table) refuse(ev *trace.Event) {
 	}
 	p.refused, p.refusedAt = ev.SKB, ev.Time
 	t.open(p, trace.SymptomRefused, trace.Request, ev)
+	t.holdRefusal(p, ev)
 }
 
 // isRefusal reports the drop of a SYN that was answered with a reset, as no

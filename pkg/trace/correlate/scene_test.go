@@ -110,6 +110,7 @@ func (s *scene) wait(d time.Duration) {
 // cases takes the open cases and checks how many there are.
 func (s *scene) cases(want int) []trace.Case {
 	s.t.Helper()
+	s.table.releaseRefusals(s.now)
 	cases := append(s.table.Cases(), s.table.verdicts.flush()...)
 	if len(cases) != want {
 		for _, c := range cases {

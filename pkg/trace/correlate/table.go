@@ -68,6 +68,7 @@ type Table struct {
 	closings []closing
 	connects connects
 	verdicts verdicts
+	refusals refusals
 	legs     legs
 	udp      udpPaths
 
@@ -118,6 +119,9 @@ func (t *Table) Done() []trace.Path {
 // and the cases that wait for what else may be told of them.
 func (t *Table) Flush() {
 	t.cases = append(t.cases, t.verdicts.flush()...)
+	if n := len(t.refusals.held); n > 0 {
+		t.releaseRefusals(t.refusals.held[n-1].c.Event.Time)
+	}
 	for e := t.recent.Back(); e != nil; e = e.Prev() {
 		t.handOut(e.Value.(*path))
 	}
@@ -139,6 +143,7 @@ func (t *Table) Advance(now time.Time) {
 		t.checkSilence(w)
 	}
 	t.watchArrivals(now)
+	t.releaseRefusals(now.Add(-refusalAge))
 	for len(t.closings) > 0 && now.Sub(t.closings[0].at) >= t.cfg.Linger {
 		p := t.closings[0].path
 		t.closings = t.closings[1:]
