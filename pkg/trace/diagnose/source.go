@@ -54,11 +54,11 @@ func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
 		e.fix = []string{"# " + listRules(c, s, "") + fmt.Sprintf("   # remove the notrack (or zone) rule that takes replies from %s", f.got.Src)}
 		e.verify = append(e.verify, at(c.Place, "conntrack -L -p %s -d %s", f.got.Protocol, f.want.Src.Addr())+"   # must not say UNREPLIED")
 	case ownSource:
-		if f.got.Protocol == trace.UDP && !isBound(s) {
+		if f.got.Protocol == trace.UDP && !isBound(s) && !c.Asked {
 			explainUnbound(e, c, s, &f, here)
 			break
 		}
-		if f.got.Protocol == trace.UDP && !c.Rejected {
+		if f.got.Protocol == trace.UDP && !c.Rejected && !c.Asked {
 			return nil // a server may answer from another of its sockets on purpose (RFC 8489), and nobody refused it
 		}
 		e.summary = fmt.Sprintf("%s answered from %s instead of %s", here, f.got.Src, f.want.Src)
