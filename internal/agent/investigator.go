@@ -350,6 +350,9 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		if diagnose.DependsOnTunnels(c, &s) {
 			s.FarTunnels = i.farTunnels(q.Place.Netns)
 		}
+		if diagnose.DependsOnWay(c, &s) {
+			s.Onwards = i.onwards(ctx, c, &q)
+		}
 		if diagnose.DependsOnOwner(c, &s) {
 			s.Owners = i.owners(q.Packet.Dst.Addr(), q.Place.Netns)
 		}

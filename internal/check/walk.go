@@ -422,10 +422,6 @@ func (s *step) unroutable() endKind {
 	}
 	switch {
 	case !onward.Found() && s.at.in == 0:
-		if s.packet.direction == trace.Request {
-			s.note("%s has no route to %s: the request never leaves it", s.run.name(s.place), s.packet.tuple.Dst.Addr())
-			return left
-		}
 		return s.fail(trace.SymptomDrop, "IP_OUTNOROUTES", &s.state)
 	case !onward.Found() && s.state.Forwarding:
 		return s.fail(trace.SymptomDrop, "IP_INNOROUTES", &s.state)

@@ -111,6 +111,9 @@ type HostState struct {
 	Switch    SwitchState // with Question.Switched
 	// Believed is who takes the MAC that this host has for its next hop, and who should.
 	Believed Belief
+	// Onwards are addresses, on links of this host, of the namespaces that have the
+	// packet's destination or know a way to it, the former first.
+	Onwards []Gateway
 	// Virtual: the packet's address that this host owns is that of a service, which many hosts may have.
 	Virtual bool
 	// Redirect is what the rules make of a transparent proxy's traffic; nil: not asked.
