@@ -366,7 +366,7 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 			s.Believed = i.belief(s.NextHop, q.Place.Netns)
 		}
 		if diagnose.DependsOnNAT(c) {
-			s.NAT = i.natRules(ctx, q)
+			s.NAT = i.natRules(ctx, c, q)
 		}
 		if diagnose.DependsOnSender(c, &s) {
 			s.Sent = i.sent(ctx, c)

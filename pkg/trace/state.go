@@ -285,6 +285,8 @@ type NATRules struct {
 	Read   bool // the rest is what there is
 	Legacy bool // there are tables of iptables-legacy
 	Chains []NATChain
+	// By are the rules that give the answer another source, or keep it from getting back the one that it had.
+	By []FilterVerdict
 }
 
 // NATChain is a base chain that may translate packets of the question's family.
