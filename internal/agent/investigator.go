@@ -345,6 +345,9 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		if diagnose.DependsOnTunnels(c, &s) {
 			s.FarTunnels = i.farTunnels(q.Place.Netns)
 		}
+		if diagnose.DependsOnWay(c, &s) {
+			s.Onwards = i.onwards(ctx, c, &q)
+		}
 		if diagnose.DependsOnOwner(c, &s) {
 			s.Owners = i.owners(q.Packet.Dst.Addr(), q.Place.Netns)
 		}
@@ -358,7 +361,7 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 			s.Believed = i.belief(s.NextHop, q.Place.Netns)
 		}
 		if diagnose.DependsOnNAT(c) {
-			s.NAT = i.natRules(ctx, q)
+			s.NAT = i.natRules(ctx, c, q)
 		}
 		if diagnose.DependsOnSender(c, &s) {
 			s.Sent = i.sent(ctx, c)

@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"context"
 	"net/netip"
+	"slices"
 
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/pkg/trace"
@@ -30,6 +32,52 @@ func (i *investigator) pathGateways(c *trace.Case) []trace.Gateway {
 		gateways = append(gateways, onLink(own, theirs, c.Event.Tuple.Dst.Addr().Is6())...)
 	}
 	return gateways
+}
+
+// maxOnwards bounds how many namespaces are asked for a way.
+const maxOnwards = 16
+
+// onwards returns the addresses on the host's links of those namespaces that have
+// the packet's destination, or would send it on to others than this host.
+func (i *investigator) onwards(ctx context.Context, c *trace.Case, q *trace.Question) []trace.Gateway {
+	own, err := i.reader.Addresses(c.Place.Netns)
+	if err != nil {
+		return nil
+	}
+	linked, err := i.reader.Neighborhood(c.Place.Netns)
+	if err != nil {
+		return nil
+	}
+	var owners, routers []trace.Gateway
+	asked := 0
+	for _, ns := range linked {
+		theirs, err := i.reader.Addresses(ns)
+		if err != nil {
+			continue
+		}
+		near := onLink(own, theirs, q.Packet.Is6())
+		if len(near) == 0 {
+			continue
+		}
+		if asked++; asked > maxOnwards {
+			break
+		}
+		back := onLink(theirs, own, q.Packet.Is6())
+		s, err := i.read(ctx, trace.Question{Place: i.places.Place(ns), Packet: q.Packet, In: back[0].Device.Index})
+		switch {
+		case err != nil:
+		case s.DstLocal:
+			owners = append(owners, near[0])
+		case s.Forwarding && s.Onward.Found() && !leadsTo(own, s.Onward.Gateway):
+			routers = append(routers, near[0])
+		}
+	}
+	return append(owners, routers...)
+}
+
+// leadsTo reports whether a gateway is one of the addresses.
+func leadsTo(addrs []netstate.Address, gateway netip.Addr) bool {
+	return slices.ContainsFunc(addrs, func(a netstate.Address) bool { return a.Prefix.Addr() == gateway })
 }
 
 // onLink returns those of their addresses that lie within a prefix of ours, and by which device of ours.

@@ -153,11 +153,14 @@ func (i *investigator) belief(entry trace.Neighbor, near trace.Netns) (b trace.B
 }
 
 // natRules reads which rules of a namespace translate addresses.
-func (i *investigator) natRules(ctx context.Context, q trace.Question) (found trace.NATRules) {
+func (i *investigator) natRules(ctx context.Context, c *trace.Case, q trace.Question) (found trace.NATRules) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	err := i.reader.Inside(ctx, q.Place, func() (err error) {
 		found, err = netfilter.NATChains(q)
+		if answer, hooks := diagnose.AnswerQuestion(c, q); err == nil && len(hooks) > 0 {
+			found.By, err = changers(answer, hooks)
+		}
 		return err
 	})
 	if err != nil {
@@ -165,6 +168,17 @@ func (i *investigator) natRules(ctx context.Context, q trace.Question) (found tr
 		return trace.NATRules{}
 	}
 	return found
+}
+
+// changers are the rules that change the packet, at the first hook at which any does.
+func changers(q trace.Question, hooks []trace.NetfilterHook) ([]trace.FilterVerdict, error) {
+	for _, hook := range hooks {
+		change, err := netfilter.Changes(q, trace.Interface{}, trace.Interface{}, hook)
+		if err != nil || len(change.By) > 0 {
+			return change.By, err
+		}
+	}
+	return nil, nil
 }
 
 // before returns the hop from which the request came to the case's host, past bridges; nil: not known.

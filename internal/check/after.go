@@ -37,6 +37,8 @@ func (r *run) after() {
 // dataBack follows the server's data. A router that saw no request lets the SYN-ACK pass
 // untranslated, and takes what follows for a connection's first packet (nf_conntrack_tcp_loose).
 func (r *run) dataBack() {
+	defer func(was trace.Confidence) { r.most = was }(r.most)
+	r.most = trace.Likely // it hangs on what connection tracking takes for a connection's beginning
 	handshake := r.answer.Path.Reply
 	r.answer.Path.Reply = nil
 	data := r.reply

@@ -60,6 +60,9 @@ func (r *run) answering(p packet, at position) {
 func (s *step) received() bool {
 	hop := trace.Hop{Place: s.place, In: s.device(s.at.in), Tuple: s.packet.tuple, First: s.now}
 	s.answer.Path.Request = append(s.answer.Path.Request, hop)
+	if change, ok := s.changes(trace.Prerouting); ok && change.Untracked {
+		s.untrack()
+	}
 	switch {
 	case s.state.DstLocal:
 		s.deliver()

@@ -101,6 +101,8 @@ type run struct {
 	in       uint32 // the device that the user named; 0: none
 	// tracks is what connection tracking would know of the request, by namespace.
 	tracks map[trace.Netns][]trace.Conntrack
+	// exempt are the namespaces that take the request in untracked.
+	exempt map[trace.Netns]bool
 	// known: the request was followed from its client to the host that answers.
 	known bool
 	// connMarks are the marks that rules gave the connection, by namespace.
@@ -128,7 +130,7 @@ type run struct {
 // Reply answers a question. The error says that it could not be asked at all.
 func (c *Checker) Reply(ctx context.Context, q Question) (*Answer, error) {
 	r := &run{Checker: c, ctx: ctx, q: q, now: time.Now(), answer: &Answer{},
-		tracks: make(map[trace.Netns][]trace.Conntrack), told: make(map[trace.FaultKey]bool), sizes: make(map[trace.Direction][]size), clamped: make(map[trace.Direction]bool), runAll: q.Run, connMarks: make(map[trace.Netns]trace.ConnMark)}
+		tracks: make(map[trace.Netns][]trace.Conntrack), exempt: make(map[trace.Netns]bool), told: make(map[trace.FaultKey]bool), sizes: make(map[trace.Direction][]size), clamped: make(map[trace.Direction]bool), runAll: q.Run, connMarks: make(map[trace.Netns]trace.ConnMark)}
 	if err := c.Inside(ctx, q.From, func() error { return nil }); err != nil {
 		return nil, err
 	}

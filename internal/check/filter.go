@@ -122,7 +122,7 @@ func (s *step) changeIn() bool {
 	}
 	switch {
 	case change.Untracked && !s.packet.about.IsValid():
-		s.track = trace.Conntrack{Info: conntrackUntracked}
+		s.untrack()
 	case s.packet.about.IsValid():
 		s.translateAbout()
 	case s.restores() && s.track.Info == conntrackReply:
@@ -134,6 +134,15 @@ func (s *step) changeIn() bool {
 	}
 	s.rewritten(&change)
 	return change.MarkKnown
+}
+
+// untrack exempts the packet from connection tracking, which then knows of a
+// request's connection no more than its reply shows.
+func (s *step) untrack() {
+	s.track = trace.Conntrack{Info: conntrackUntracked}
+	if s.packet.direction == trace.Request && !s.packet.outer && !s.packet.again && !s.packet.later {
+		s.exempt[s.at.netns] = true
+	}
 }
 
 // rewritten gives the packet the addresses that rules write to it, without NAT.

@@ -123,6 +123,11 @@ func (s *step) answers() bool {
 // take brings the packet through the namespace.
 func (s *step) take() (position, endKind) {
 	s.enter()
+	if s.at.in == 0 { // what is made here has its route before hook OUTPUT
+		if state, err := s.settled(); err == nil {
+			s.out = state.Onward.Device
+		}
+	}
 	if !s.changeIn() {
 		return position{}, blind
 	}
@@ -205,7 +210,7 @@ func (s *step) tracked() trace.Conntrack {
 		}
 	}
 	switch {
-	case !s.known, s.at.netns == s.q.From.Netns:
+	case !s.exempt[s.at.netns] && (!s.known || s.at.netns == s.q.From.Netns):
 		// The request may have come through here; let it be so.
 		return trace.Conntrack{Original: s.before.Reverse(), Reply: s.before, Info: conntrackReply}
 	case s.packet.tuple.Protocol != trace.TCP, s.packet.data && s.takesUp():
@@ -417,10 +422,6 @@ func (s *step) unroutable() endKind {
 	}
 	switch {
 	case !onward.Found() && s.at.in == 0:
-		if s.packet.direction == trace.Request {
-			s.note("%s has no route to %s: the request never leaves it", s.run.name(s.place), s.packet.tuple.Dst.Addr())
-			return left
-		}
 		return s.fail(trace.SymptomDrop, "IP_OUTNOROUTES", &s.state)
 	case !onward.Found() && s.state.Forwarding:
 		return s.fail(trace.SymptomDrop, "IP_INNOROUTES", &s.state)

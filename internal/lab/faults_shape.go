@@ -32,15 +32,21 @@ func wrongSourceLabs(f Family) []Lab {
 				Chain{Family: ipFamily(f), Table: "rewrite", Name: "out", Hook: "POSTROUTING", Priority: 300,
 					Rules: []FilterRule{rule("", setSource(backend.AsSlice()), fromAddress(vip(f)))}})}},
 		{Name: "notrack", Topology: nat(f), Finding: id, Direction: trace.Reply, Where: "lb",
-			Title: "the load balancer does not track replies",
-			Doc:   "A notrack rule exempts what comes from the backend, so that its source is not rewritten to the VIP.",
-			Faults: []Change{filters("lb", "raw: ip saddr backend notrack",
-				Chain{Table: "raw", Name: "early", Hook: "PREROUTING", Priority: -300,
-					Rules: []FilterRule{rule("", []expr.Any{&expr.Notrack{}}, fromAddress(backend))}})}},
+			Title:  "the load balancer does not track replies",
+			Doc:    "A notrack rule exempts what comes from the backend, so that its source is not rewritten to the VIP.",
+			Faults: []Change{filters("lb", "raw: ip saddr backend notrack", untracked("PREROUTING", fromAddress(backend)))}},
 		{Name: "masquerade", Topology: asym(f), Finding: id, Direction: trace.Reply, Where: "r2", Outcome: Broken,
 			Title:  "the router of the way back hides what follows the SYN-ACK",
 			Doc:    "It masquerades, but lets the SYN-ACK pass, whose SYN it has not seen; the server's data comes from r2's own address, and the client refuses it.",
 			Faults: []Change{filters("r2", "postrouting: masquerade", masquerading())}},
+		{Name: "untracked-snat", Topology: dsr(f), Finding: id, Direction: trace.Reply, Where: "backend", Outcome: Broken,
+			Title:  "a backend that masquerades, and does not track requests",
+			Doc:    "The SYN-ACK is INVALID to it, which NAT leaves alone; with the data a connection begins, which it hides behind its own address.",
+			Faults: []Change{filters("backend", "raw: ip daddr VIP notrack; postrouting: masquerade", untracked("PREROUTING", toAddress(vip(f))), masquerading())}},
+		{Name: "healthy-untracked", Topology: dsr(f), Title: "a backend that masquerades, and tracks neither requests nor replies",
+			Doc: "NAT leaves alone what is untracked.",
+			Setting: []Change{filters("backend", "raw: ip daddr VIP notrack; ip saddr VIP notrack; postrouting: masquerade",
+				untracked("PREROUTING", toAddress(vip(f))), untracked("OUTPUT", fromAddress(vip(f))), masquerading())}},
 		{Name: "healthy-masquerade", Topology: routed(f), Title: "a router that masquerades, and sees both directions",
 			Doc: "Replies are of connections that it knows.", Setting: []Change{filters("r2", "postrouting: masquerade", masquerading())}},
 		{Name: "healthy-notrack", Topology: dsr(f), Title: "direct server return without connection tracking",
@@ -48,6 +54,11 @@ func wrongSourceLabs(f Family) []Lab {
 			Setting: []Change{filters("lb", "raw: notrack",
 				Chain{Table: "raw", Name: "early", Hook: "PREROUTING", Priority: -300, Rules: []FilterRule{rule("", []expr.Any{&expr.Notrack{}})}})}},
 	}
+}
+
+// untracked exempts packets from connection tracking.
+func untracked(hook trace.NetfilterHook, match []expr.Any) Chain {
+	return Chain{Table: "raw", Name: "early" + string(hook), Hook: hook, Priority: -300, Rules: []FilterRule{rule("", []expr.Any{&expr.Notrack{}}, match)}}
 }
 
 // translation is dnatChain to another port.

@@ -4,8 +4,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/nftables/expr"
-
 	"github.com/replypath/replypath/pkg/trace"
 )
 
@@ -30,10 +28,8 @@ func wrongSourceUDP(f Family) []Lab {
 			Setting: []Change{listenAnywhere("backend", f)},
 			Faults:  []Change{filters("lb", "prerouting: dnat VIP:80 to backend:80", dnatUDP(f, 20, 80))}},
 		{Name: "notrack", Topology: natUDP(f), Where: "lb", Title: "the load balancer does not track answers",
-			Doc: "A notrack rule exempts what comes from the backend, so that its source is not rewritten to the VIP.",
-			Faults: []Change{filters("lb", "raw: ip saddr backend notrack",
-				Chain{Table: "raw", Name: "early", Hook: trace.Prerouting, Priority: -300,
-					Rules: []FilterRule{rule("", []expr.Any{&expr.Notrack{}}, fromAddress(servers.addr(f, 20)))}})}},
+			Doc:    "A notrack rule exempts what comes from the backend, so that its source is not rewritten to the VIP.",
+			Faults: []Change{filters("lb", "raw: ip saddr backend notrack", untracked("PREROUTING", fromAddress(servers.addr(f, 20))))}},
 	}
 	for i := range labs {
 		labs[i].Finding, labs[i].Direction = id, trace.Reply

@@ -39,10 +39,14 @@ func rule(comment string, verdict []expr.Any, matches ...[]expr.Any) FilterRule 
 	return FilterRule{Comment: comment, Matches: matches, Verdict: verdict}
 }
 
-// expressions returns the rule as the kernel takes it.
-func (r FilterRule) expressions() []expr.Any {
+// expressions returns the rule as the kernel takes it. A table of one IP version
+// knows which it is: nft 1.0.6 ends on an assertion when it is asked there.
+func (r FilterRule) expressions(family nftables.TableFamily) []expr.Any {
 	var all []expr.Any
 	for _, m := range r.Matches {
+		if asked, ok := m[0].(*expr.Meta); ok && asked.Key == expr.MetaKeyNFPROTO && (family == nftables.TableFamilyIPv4 || family == nftables.TableFamilyIPv6) {
+			m = m[2:]
+		}
 		all = append(all, m...)
 	}
 	all = append(all, &expr.Counter{})
@@ -166,7 +170,7 @@ func (h *host) addChains(chains []Chain) error {
 	}
 	for i, c := range chains {
 		for _, r := range c.Rules {
-			added := &nftables.Rule{Table: made[i].Table, Chain: made[i], Exprs: r.expressions()}
+			added := &nftables.Rule{Table: made[i].Table, Chain: made[i], Exprs: r.expressions(made[i].Table.Family)}
 			if r.Comment != "" {
 				added.UserData = userdata.AppendString(nil, userdata.TypeComment, r.Comment)
 			}

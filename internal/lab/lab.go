@@ -51,7 +51,7 @@ func (l Lab) Healthy() bool { return l.Finding == "" }
 func All() []Lab {
 	var labs []Lab
 	for _, part := range []func(Family) []Lab{
-		healthyLabs, routeLabs, reversePathLabs, neighborLabs, forwardingLabs, addressLabs, lostVIPLabs, filterLabs, listenerLabs, udpLabs, mtuLabs, silentLabs, fragmentLabs,
+		healthyLabs, routeLabs, requestRouteLabs, reversePathLabs, neighborLabs, forwardingLabs, addressLabs, lostVIPLabs, filterLabs, listenerLabs, udpLabs, mtuLabs, silentLabs, fragmentLabs,
 		programLabs, trackingLabs, tunnelLabs, antreaLabs, shapeLabs, beliefLabs, switchLabs, dnsLabs, meshLabs,
 	} {
 		labs = append(labs, part(IPv4)...)

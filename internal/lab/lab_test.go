@@ -11,7 +11,7 @@ import (
 // findings are the ids of design's contract that labs exist for.
 // True: the client is connected all the same.
 var findings = map[string]bool{
-	"reply-no-route": false, "reply-route-rejected": false, "rp-filter-drop": false, "neighbor-unresolved": false,
+	"request-no-route": false, "request-route-rejected": false, "reply-no-route": false, "reply-route-rejected": false, "rp-filter-drop": false, "neighbor-unresolved": false,
 	"reply-wrong-source": false, "reply-policy-routed": false, "routing-loop": false, "neighbor-conflict": false,
 	"accept-queue-full": false, "conntrack-entry-lost": false,
 	"forwarding-disabled": false, "vip-not-local": false, "netfilter-drop": false, "port-not-listening": false,

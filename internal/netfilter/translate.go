@@ -43,6 +43,19 @@ type Change struct {
 	Clamped      bool // a rule lowers the size of segments that TCP agrees on
 	// Packet is as rules leave it that write addresses or ports to it themselves, without NAT; invalid: as it was.
 	Packet trace.Tuple
+	// By are the rules that do so, in the order in which the packet meets them.
+	By []trace.FilterVerdict
+}
+
+// alteration is what rules have made of a packet so far.
+type alteration struct {
+	translations int
+	untracked    bool
+	packet       trace.Tuple
+}
+
+func (p *packet) altered() alteration {
+	return alteration{len(p.translations), p.untracked, p.asked.Packet}
 }
 
 // Changes returns what the rules at a hook of the calling thread's namespace
@@ -64,6 +77,9 @@ func Changes(q trace.Question, in, out trace.Interface, hook trace.NetfilterHook
 	}
 	if p.asked.Packet != q.Packet {
 		change.Packet = p.asked.Packet
+	}
+	for _, d := range w.changers {
+		change.By = append(change.By, d.verdict(hook))
 	}
 	for i, t := range p.translations {
 		if t.Certain {

@@ -83,9 +83,50 @@ func TestChanges(t *testing.T) {
 				}
 			}
 			want := Change{Translations: tt.want, Mark: tt.mark, MarkKnown: !tt.unknown, ConnMark: trace.ConnMark{Known: !tt.unknown, Value: tt.conn}}
-			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}), cmpopts.EquateEmpty()); diff != "" {
+			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}), cmpopts.EquateEmpty(), cmpopts.IgnoreFields(Change{}, "By")); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
+			checkBy(t, tt.tool, &got)
 		})
+	}
+}
+
+// checkBy checks that for each translation there is a rule that makes it, named as its tool does.
+func checkBy(t *testing.T, tool string, got *Change) {
+	t.Helper()
+	if len(got.By) != len(got.Translations) {
+		t.Fatalf("%d rules for %d translations: %+v", len(got.By), len(got.Translations), got.By)
+	}
+	for i, v := range got.By {
+		if v.Certain != got.Translations[i].Certain || v.Rule == "" || (v.Handle == 0) != (v.Backend == backendLegacy) || tool != "nft" && v.Line != i+1 {
+			t.Errorf("rule %+v", v)
+		}
+	}
+}
+
+// TestChangesBy finds rules that exempt a packet from tracking, or write to it.
+func TestChangesBy(t *testing.T) {
+	s := newSpace(t)
+	q := trace.Question{Flags: trace.SYN, In: 1, Ahead: true, Packet: trace.Tuple{
+		Protocol: trace.TCP, Src: netip.MustParseAddrPort("198.51.100.7:41000"), Dst: netip.MustParseAddrPort("203.0.113.80:80")}}
+	for tool, rules := range map[string]string{
+		"nft":                     "table ip n { chain p { type filter hook prerouting priority -300; tcp dport 81 notrack; tcp dport 80 notrack; tcp dport 80 ip saddr set 10.2.0.1; }; }\n",
+		"iptables-nft-restore":    "*raw\n:PREROUTING ACCEPT\n-A PREROUTING -p tcp --dport 81 -j NOTRACK\n-A PREROUTING -p tcp --dport 80 -j NOTRACK\nCOMMIT\n",
+		"iptables-legacy-restore": "*raw\n:PREROUTING ACCEPT\n-A PREROUTING -p tcp --dport 81 -j NOTRACK\n-A PREROUTING -p tcp --dport 80 -j NOTRACK\nCOMMIT\n",
+	} {
+		s.run("", "nft", "flush", "ruleset")
+		command, want := []string{tool}, 1
+		if tool == "nft" {
+			command, want = []string{tool, "-f", "-"}, 2
+		}
+		s.run(rules, command...)
+		var got Change
+		s.do(func() (err error) {
+			got, err = Changes(q, trace.Interface{}, trace.Interface{}, trace.Prerouting)
+			return err
+		})
+		if len(got.By) != want || !got.Untracked || !got.By[0].Certain || tool != "nft" && got.By[0].Line != 2 {
+			t.Errorf("%s: %+v", tool, got.By)
+		}
 	}
 }

@@ -43,8 +43,10 @@ type walker struct {
 	// never happened: the rule is misunderstood, or its counter was reset.
 	denied []drop
 	queued []drop // hand-overs to programs
-	steps  int
-	errs   []error
+	// changers are the rules that translate the packet, rewrite it or exempt it from tracking.
+	changers []drop
+	steps    int
+	errs     []error
 }
 
 // drops returns what may drop the packet at its hook, in the order in which it
@@ -266,8 +268,13 @@ type stay struct {
 
 // rule walks one rule.
 func (w *walker) rule(c *chain, r *rule, s *stay, out *outcome, depth int) {
+	before := w.packet.altered()
 	results, err := r.evaluate(w.packet, c.table, s.sure)
 	w.report(err)
+	if after := w.packet.altered(); after != before && len(w.changers) < mostCandidates {
+		sure := after.translations == before.translations || w.packet.translations[after.translations-1].Certain
+		w.changers = append(w.changers, drop{chain: c, rule: r, certain: sure})
+	}
 	for _, v := range results {
 		w.take(c, r, v, s, out, depth)
 		if !s.alive || out.stopped {

@@ -247,6 +247,10 @@ func breakTold(f *tracev1.Finding) string {
 		return "no route to " + host(client)
 	case "reply-route-rejected":
 		return "route rejects " + host(client)
+	case "request-no-route":
+		return "no route to " + host(server)
+	case "request-route-rejected":
+		return "route rejects " + host(server)
 	case "rp-filter-drop":
 		return "dropped by reverse-path filter"
 	case "neighbor-unresolved":

@@ -111,6 +111,9 @@ type HostState struct {
 	Switch    SwitchState // with Question.Switched
 	// Believed is who takes the MAC that this host has for its next hop, and who should.
 	Believed Belief
+	// Onwards are addresses, on links of this host, of the namespaces that have the
+	// packet's destination or know a way to it, the former first.
+	Onwards []Gateway
 	// Virtual: the packet's address that this host owns is that of a service, which many hosts may have.
 	Virtual bool
 	// Redirect is what the rules make of a transparent proxy's traffic; nil: not asked.
@@ -282,6 +285,8 @@ type NATRules struct {
 	Read   bool // the rest is what there is
 	Legacy bool // there are tables of iptables-legacy
 	Chains []NATChain
+	// By are the rules that give the answer another source, or keep it from getting back the one that it had.
+	By []FilterVerdict
 }
 
 // NATChain is a base chain that may translate packets of the question's family.

@@ -42,7 +42,7 @@ func explainAcceptQueue(c *trace.Case, s *trace.HostState) *explanation {
 		cause: fmt.Sprintf("The request for %s reached %s, but %d connections wait for the server on %s to accept them, and its backlog is %d: the kernel drops further ones without a word.",
 			dst, here, full.Queue, full.Addr, full.Backlog),
 		fix: []string{fmt.Sprintf("# find out why the server on %s in %s does not call accept (stopped, deadlocked, overloaded), or restart it", full.Addr, here),
-			at(c.Place, "sysctl -w net.core.somaxconn=4096") + "   # only if it accepts, but in bursts: and let it listen with a larger backlog"},
+			"# " + at(c.Place, "sysctl -w net.core.somaxconn=4096") + "   # only if it accepts, but in bursts: and let it listen with a larger backlog"},
 		verify:   []string{at(c.Place, "ss -Hltn 'sport = :%d'", full.Addr.Port()) + "   # Recv-Q must stay below Send-Q"},
 		fault:    full.Addr.String(),
 		evidence: []trace.Evidence{state(s, "socket %s: %d connections wait for accept, backlog %d", full.Addr, full.Queue, full.Backlog)},

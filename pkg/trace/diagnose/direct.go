@@ -150,7 +150,7 @@ func explainAstray(c *trace.Case, s *trace.HostState) *explanation {
 		device:   l.Device.Name,
 		evidence: []trace.Evidence{state(s, "route to %s: %s%s dev %s", to, showPrefix(prefix), viaText(l), l.Device.Name)},
 	}
-	if h.In.Index != 0 && c.Event.InIndex != 0 {
+	if !s.SrcLocal || h.In.Index != 0 && c.Event.InIndex != 0 {
 		e.verify = []string{at(c.Place, "%s route get %s", ipCommand(to), to)}
 	}
 	return e

@@ -105,6 +105,23 @@ func marked(mark uint32) trace.Case {
 	return c
 }
 
+// rerouted is a case about a SYN that be made for another address, and NAT at its hook OUTPUT gave this one.
+func rerouted() trace.Case {
+	c := marked(0)
+	c.Direction, c.Event.Tuple, c.Event.Flags = trace.Request, vip4, trace.SYN
+	original := vip4
+	original.Dst = netip.MustParseAddrPort("10.96.0.1:80")
+	c.Event.Conntrack = trace.Conntrack{Original: original, Reply: vip4.Reverse(), Info: 2}
+	return c
+}
+
+// only is a route for one address.
+func only(prefix string) trace.Lookup {
+	l := found
+	l.Prefix = netip.MustParsePrefix(prefix)
+	return l
+}
+
 // flooded is a case about a SYN to another MAC.
 func flooded() trace.Case {
 	c := dropped(vip4, "", "nf_hook_slow")
@@ -188,7 +205,7 @@ func TestExplain(t *testing.T) {
 			"reply-route-rejected", trace.Reply, trace.Certain, "ip netns exec be ip route del unreachable 198.51.100.7/32"},
 		{"router that refuses the request", dropped(vip4, "NOT_SPECIFIED", "ip_error"),
 			trace.HostState{Onward: rejected("prohibit", "203.0.113.0/24"), Forwarding: true},
-			"reply-route-rejected", trace.Request, trace.Certain, "ip netns exec be ip route del prohibit 203.0.113.0/24"},
+			"request-route-rejected", trace.Request, trace.Certain, "ip netns exec be ip route del prohibit 203.0.113.0/24"},
 		{"a rule refuses", request(trace.SymptomSilence, vip4),
 			trace.HostState{DstLocal: true, Listeners: listening(), Back: trace.Lookup{Done: true, Errno: syscall.EACCES, Type: "prohibit", Rule: "100: from all to 198.51.100.0/24 prohibit"}},
 			"reply-route-rejected", trace.Reply, trace.Certain, "ip netns exec be ip rule del pref 100 from all to 198.51.100.0/24 prohibit"},
@@ -255,9 +272,31 @@ func TestExplain(t *testing.T) {
 		{"the same, and another server has it, which nobody serves", dropped(vip4, "IP_INADDRERRORS", "ip_error"),
 			trace.HostState{In: in, Onward: byDefault(), Owners: []trace.Owner{{Place: trace.Place{Netns: 99}, Virtual: true}}}, "vip-not-local", trace.Request, trace.Likely, "ip netns exec be ip addr add"},
 		{"a router without a route for the request, and its owner on this node", dropped(vip4, "IP_INNOROUTES", "ip_error"),
-			trace.HostState{In: in, Onward: noRoute(), Forwarding: true, Owners: []trace.Owner{{Place: trace.Place{Netns: 99}}}}, "", 0, 0, ""},
+			trace.HostState{In: in, Onward: noRoute(), Forwarding: true, Owners: []trace.Owner{{Place: trace.Place{Netns: 99}}}}, "request-no-route", trace.Request, trace.Certain, "# ip netns exec be ip route add 203.0.113.80/32 via GATEWAY"},
 		{"a router without a route for the request, or a server without its address", dropped(vip4, "IP_INNOROUTES", "ip_error"),
-			trace.HostState{In: in, Onward: noRoute(), Forwarding: true}, "vip-not-local", trace.Request, trace.Possible, "# ip netns exec be ip addr add"},
+			trace.HostState{In: in, Onward: noRoute(), Forwarding: true}, "request-no-route", trace.Request, trace.Possible, "# ip netns exec be ip route add"},
+		{"a router without a route for the request, to which a default route leads", dropped(vip4, "IP_INNOROUTES", "ip_error"),
+			trace.HostState{In: in, Onward: noRoute(), Forwarding: true, Sent: byDefault()}, "request-no-route", trace.Request, trace.Likely, "# ip netns exec be ip route add"},
+		{"a host without a route for an address that is led to it alone", dropped(vip4, "IP_INNOROUTES", "ip_error"),
+			trace.HostState{In: in, Onward: noRoute(), Forwarding: true, Sent: only("203.0.113.80/32")}, "vip-not-local", trace.Request, trace.Possible, "# ip netns exec be ip addr add"},
+		{"the same, and another has that address", dropped(vip4, "IP_INNOROUTES", "ip_error"),
+			trace.HostState{In: in, Onward: noRoute(), Forwarding: true, Sent: only("203.0.113.80/32"), Owners: []trace.Owner{{Place: trace.Place{Netns: 99}, Virtual: true}}},
+			"request-no-route", trace.Request, trace.Likely, "# ip netns exec be ip route add"},
+		{"a router without a route, IPv6, and a neighbour knows the way", dropped(vip6, "IP_INNOROUTES", "ip6_pkt_drop"),
+			trace.HostState{In: in, Onward: noRoute(), Forwarding: true, Owners: []trace.Owner{{Place: trace.Place{Netns: 99}}}, Onwards: []trace.Gateway{{Addr: addr("2001:db8:2::9"), Device: vx0}}},
+			"request-no-route", trace.Request, trace.Certain, "ip netns exec be ip -6 route add 2001:db8:80::50/128 via 2001:db8:2::9 dev vx0"},
+		{"a router without a route that serves the same port", dropped(vip4, "IP_INNOROUTES", "ip_error"),
+			trace.HostState{In: in, Onward: noRoute(), Forwarding: true, Sent: byDefault(), Listeners: listening(), Owners: []trace.Owner{{Place: trace.Place{Netns: 99}}}},
+			"request-no-route", trace.Request, trace.Certain, "# ip netns exec be ip route add"},
+		{"a server that forwards, without its address and without a route", dropped(vip4, "IP_INNOROUTES", "ip_error"),
+			trace.HostState{In: in, Onward: noRoute(), Forwarding: true, Sent: byDefault(), Listeners: listening(), Owners: []trace.Owner{{Place: trace.Place{Netns: 99}, Virtual: true}}},
+			"vip-not-local", trace.Request, trace.Certain, "ip netns exec be ip addr add"},
+		{"a host that does not forward, without a route", dropped(vip4, "IP_INADDRERRORS", "ip_error"),
+			trace.HostState{In: in, Onward: noRoute()}, "vip-not-local", trace.Request, trace.Likely, "ip netns exec be ip addr add"},
+		{"a rule of the client's own host sends the request where there is no route", rerouted(),
+			trace.HostState{Onward: noRoute()}, "request-no-route", trace.Request, trace.Certain, "# ip netns exec be ip route add"},
+		{"the same, and the route there refuses it", rerouted(),
+			trace.HostState{Onward: rejected("unreachable", "203.0.113.0/24")}, "request-route-rejected", trace.Request, trace.Certain, "ip netns exec be ip route del unreachable"},
 		{"request that nobody owns, out of a tunnel, the default route", dropped(vip4, "IP_INADDRERRORS", "ip_error"),
 			trace.HostState{In: trace.Interface{Device: vx0, Kind: "vxlan"}, Onward: byDefault()}, "vip-not-local", trace.Request, trace.Likely, "ip netns exec be ip addr add"},
 		{"request that nobody owns, no route, IPv6", dropped(vip6, "IP_INNOROUTES", "ip6_pkt_drop"),

@@ -3,6 +3,7 @@ package diagnose
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/replypath/replypath/pkg/trace"
@@ -10,7 +11,66 @@ import (
 
 // DependsOnNAT reports whether the mend depends on the language of the host's
 // rules that translate addresses: then HostState.NAT has to be filled.
-func DependsOnNAT(c *trace.Case) bool { return c.Symptom == trace.SymptomMisaddressed && c.Suspect }
+func DependsOnNAT(c *trace.Case) bool {
+	return c.Suspect && (c.Symptom == trace.SymptomMisaddressed || c.Symptom == trace.SymptomUnmatched && c.Direction == trace.Reply)
+}
+
+// AnswerQuestion is about the answer as it should have left the case's host: which
+// rules change it, at one of the hooks, which stand in its order.
+func AnswerQuestion(c *trace.Case, q trace.Question) (trace.Question, []trace.NetfilterHook) {
+	q.Ahead, q.Filters, q.Arrived, q.Fragment = true, nil, 0, false
+	hooks := []trace.NetfilterHook{trace.Prerouting, trace.Forward, trace.Postrouting}
+	var h *trace.Hop
+	if c.Symptom == trace.SymptomUnmatched {
+		if h = replyAt(&c.Path, c.Place.Netns); h == nil {
+			return q, nil
+		}
+		q.Packet, q.Flags = h.Tuple, trace.PSH|trace.ACK
+	} else {
+		f, ok := wrongSource(&c.Path)
+		switch {
+		case !ok || f.deviation == bypassed:
+			return q, nil
+		case f.deviation == notRestored:
+			f.want, hooks = f.at.Arrived, hooks[:1]
+		}
+		h, q.Packet = f.at, f.want
+	}
+	if h.In.Index == 0 {
+		hooks = []trace.NetfilterHook{trace.Output, trace.Postrouting}
+	}
+	q.In, q.Out, q.Mark = h.In.Index, h.Out.Index, h.Mark
+	q.Conntrack = trace.Conntrack{Original: q.Packet, Reply: q.Packet.Reverse(), Info: conntrackNew}
+	return q, hooks
+}
+
+// exempt has answers pass by the rule that changes them, or keeps them from being
+// changed back; where it is not known, what shows the rules is told, and what to look for.
+func exempt(e *explanation, c *trace.Case, s *trace.HostState, answer trace.Tuple, otherwise string) {
+	i := slices.IndexFunc(s.NAT.By, func(v trace.FilterVerdict) bool { return v.Certain })
+	if i < 0 {
+		e.fix = append(e.fix, "# "+otherwise)
+		return
+	}
+	v := &s.NAT.By[i]
+	from, note := answer.Src, "   # before: "+printable(v.Rule)
+	if v.Backend == backendNFT {
+		family := "ip"
+		if answer.Is6() {
+			family = "ip6"
+		}
+		e.fix = append(e.fix, at(c.Place, "nft insert rule %s %s %s handle %d %s saddr %s %s sport %d accept", v.Family, quote(v.Table), quote(v.Chain), v.Handle,
+			family, from.Addr(), answer.Protocol, from.Port())+note)
+	} else {
+		e.fix = append(e.fix, at(c.Place, "%s -t %s -I %s %d -p %s -s %s --sport %d -j ACCEPT", iptablesTool(answer, v.Backend), quote(v.Table), quote(v.Chain), max(v.Line, 1),
+			answer.Protocol, from.Addr(), from.Port())+note)
+	}
+	if answer.Protocol == trace.UDP {
+		e.fix = append(e.fix, "# and, for what is translated already: "+at(c.Place, "conntrack -D -p udp --orig-src %s --orig-port-src %d", from.Addr(), from.Port()))
+	}
+	e.verify = append(e.verify, verifyFilter(c, s.NAT.By[i:i+1])+"   # the exception must stand before the rule")
+	e.cause += fmt.Sprintf(" %s takes it.", capital(showVerdict(v)))
+}
 
 // backendNFT is trace.FilterVerdict's word for rules in nft's own language.
 const backendNFT = "nft"

@@ -105,3 +105,45 @@ func TestUnboundServer(t *testing.T) {
 		})
 	}
 }
+
+// TestExempt is about the rule that changes an answer's source, and the command that has answers pass it by.
+func TestExempt(t *testing.T) {
+	nft := trace.FilterVerdict{Backend: "nft", Family: "ip", Table: "n", Chain: "post", Handle: 4, Rule: "masquerade", Certain: true}
+	legacy := trace.FilterVerdict{Backend: "iptables-legacy", Family: "ip", Table: "nat", Chain: "HIDE", Line: 3, Rule: "-A HIDE -j MASQUERADE", Certain: true}
+	unsure := nft
+	unsure.Certain = false
+	made := throughHop(be, trace.Tuple{}, behind.Reverse(), true)
+	atClient := throughHop(clientPlace, behind.Reverse(), behind.Reverse(), false)
+	own := exchange(vip4, made, atClient)
+	kept := exchange(behind, made, throughHop(balancerPlace, behind.Reverse(), behind.Reverse(), true), atClient)
+	for name, tt := range map[string]struct {
+		p     trace.Path
+		rules []trace.FilterVerdict
+		asks  trace.Tuple
+		fix   string
+	}{
+		"nft":              {own, []trace.FilterVerdict{nft}, vip4.Reverse(), "ip netns exec be nft insert rule ip n post handle 4 ip saddr 203.0.113.80 tcp sport 80 accept"},
+		"iptables":         {own, []trace.FilterVerdict{unsure, legacy}, vip4.Reverse(), "ip netns exec be iptables-legacy -t nat -I HIDE 3 -p tcp -s 203.0.113.80 --sport 80 -j ACCEPT"},
+		"not restored":     {kept, []trace.FilterVerdict{nft}, behind.Reverse(), "ip netns exec lb nft insert rule ip n post handle 4 ip saddr 10.2.0.20 tcp sport 8080 accept"},
+		"cannot be told":   {own, []trace.FilterVerdict{unsure}, vip4.Reverse(), "# ip netns exec be sh -c"},
+		"nothing was read": {own, nil, vip4.Reverse(), "# ip netns exec be sh -c"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := back(tt.p, trace.SymptomMisaddressed)
+			suspects := Suspects(&c)
+			s := suspects[len(suspects)-1]
+			q, hooks := AnswerQuestion(&s, trace.Question{Place: s.Place})
+			if !DependsOnNAT(&s) || q.Packet != tt.asks || !q.Ahead || len(hooks) == 0 || q.Conntrack.Original != tt.asks {
+				t.Errorf("asks %+v at %v", q, hooks)
+			}
+			f, ok := Explain(&s, &trace.HostState{NAT: trace.NATRules{Read: true, By: tt.rules}})
+			if !ok || !strings.HasPrefix(f.Fix[0], tt.fix) {
+				t.Errorf("fix %q, want %q", f.Fix, tt.fix)
+			}
+			if strings.HasPrefix(f.Fix[0], "#") != (len(f.Verify) == 1) {
+				t.Errorf("verify %q", f.Verify)
+			}
+			checkWords(t, &f)
+		})
+	}
+}

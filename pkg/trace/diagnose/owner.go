@@ -103,6 +103,9 @@ func wasLetGo(c *trace.Case) bool {
 // DependsOnSender reports whether the cause depends on why the packet was sent to
 // this host: then HostState.Sent has to be filled.
 func DependsOnSender(c *trace.Case, s *trace.HostState) bool {
+	if l, ok := lookupOnward(c, s); ok && !l.Rejected() {
+		return c.Event.InIndex != 0
+	}
 	return c.Symptom == trace.SymptomStray && c.Suspect && !s.DstLocal && hasListener(s)
 }
 

@@ -297,13 +297,13 @@ func isNetfilterDrop(c *trace.Case) bool {
 // PREROUTING is part of that function, and drops without a reason.
 func isBridgeEntry(ev *trace.Event) bool { return hasPrefix(ev.Symbol, "br_handle_frame") }
 
-// isRerouted reports a packet made here that a mark given at hook OUTPUT sent to
+// isRerouted reports a packet made here that a mark, or another destination, given at hook OUTPUT sent to
 // another route, which refuses it (ip_route_me_harder). Netfilter drops it then,
 // and no rule says so.
 func isRerouted(c *trace.Case, s *trace.HostState) bool {
 	ev := &c.Event
-	return c.Symptom == trace.SymptomDrop && isNetfilterDrop(c) && c.Verdict.By <= trace.ByHook && ev.InIndex == 0 && ev.Device.Index == 0 && ev.Mark != 0 &&
-		len(s.Filters) == 0 && s.Onward.Done && !s.Onward.Found()
+	return c.Symptom == trace.SymptomDrop && isNetfilterDrop(c) && c.Verdict.By <= trace.ByHook && ev.InIndex == 0 && ev.Device.Index == 0 &&
+		(ev.Mark != 0 || ev.Conntrack.Known() && ev.Conntrack.Original.Dst.Addr() != ev.Tuple.Dst.Addr()) && len(s.Filters) == 0 && s.Onward.Done && !s.Onward.Found()
 }
 
 // netfilterHooks returns the hooks at which the packet can have been dropped,

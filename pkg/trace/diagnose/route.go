@@ -159,7 +159,7 @@ func verifyRoute(c *trace.Case, s *trace.HostState, to netip.Addr) string {
 			from = back.Src
 		}
 		return at(c.Place, "%s route get %s from %s%s", ipCommand(to), to, from.Addr(), portArgs(s.Back.Rule, ev.Tuple.Protocol, from.Port()))
-	case isRerouted(c, s):
+	case isRerouted(c, s) && ev.Mark != 0:
 		return at(c.Place, "%s route get %s from %s mark %#x", ipCommand(to), to, ev.Tuple.Src.Addr(), ev.Mark)
 	case to == ev.Tuple.Dst.Addr() && c.Arrival.Device.Name != "":
 		return at(c.Place, "%s route get %s from %s iif %s", ipCommand(to), to, ev.Tuple.Src.Addr(), quote(c.Arrival.Device.Name))
@@ -177,13 +177,14 @@ func portArgs(rule string, protocol trace.Protocol, port uint16) string {
 
 func explainRouteRejected(c *trace.Case, s *trace.HostState) *explanation {
 	l, ok := lookupBack(c, s)
-	direction, to := trace.Reply, client(c)
-	if !ok && c.Symptom == trace.SymptomDrop && (isRoutingDrop(&c.Event) || isRerouted(c, s)) && c.Direction == trace.Request && !s.DstLocal {
-		l, ok, direction, to = s.Onward, true, trace.Request, c.Event.Tuple.Dst.Addr()
-	}
 	if !ok || !l.Done || !l.Rejected() {
 		return nil
 	}
+	return explainRejection(c, s, l, trace.Reply, client(c))
+}
+
+// explainRejection tells of a route or rule that refuses what goes to an address.
+func explainRejection(c *trace.Case, s *trace.HostState, l trace.Lookup, direction trace.Direction, to netip.Addr) *explanation {
 	here := name(c.Place)
 	e := &explanation{
 		confidence: trace.Certain,

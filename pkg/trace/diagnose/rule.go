@@ -61,6 +61,8 @@ func Rules() []Rule {
 		netfilterDrop,
 		replyRouteRejected,
 		replyNoRoute,
+		requestRouteRejected,
+		requestNoRoute,
 		rpFilterDrop,
 		vipNotLocal,
 		neighborUnresolved,

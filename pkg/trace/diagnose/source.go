@@ -51,14 +51,14 @@ func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
 			e.cause = fmt.Sprintf("%s translated the request for %s to %s. The reply came back through it, but %s sent it on from %s and did not restore %s: "+
 				"it is exempt from connection tracking (notrack), in another zone, or its entry was gone.", here, asked.Arrived.Dst, asked.Tuple.Dst, here, f.got.Src, f.want.Src)
 		}
-		e.fix = []string{"# " + listRules(c, s, "") + fmt.Sprintf("   # remove the notrack (or zone) rule that takes replies from %s", f.got.Src)}
+		exempt(e, c, s, f.at.Arrived, listRules(c, s, "")+fmt.Sprintf("   # remove the notrack (or zone) rule that takes replies from %s", f.got.Src))
 		e.verify = append(e.verify, at(c.Place, "conntrack -L -p %s -d %s", f.got.Protocol, f.want.Src.Addr())+"   # must not say UNREPLIED")
 	case ownSource:
-		if f.got.Protocol == trace.UDP && !isBound(s) {
+		if f.got.Protocol == trace.UDP && !isBound(s) && !c.Asked {
 			explainUnbound(e, c, s, &f, here)
 			break
 		}
-		if f.got.Protocol == trace.UDP && !c.Rejected {
+		if f.got.Protocol == trace.UDP && !c.Rejected && !c.Asked {
 			return nil // a server may answer from another of its sockets on purpose (RFC 8489), and nobody refused it
 		}
 		e.summary = fmt.Sprintf("%s answered from %s instead of %s", here, f.got.Src, f.want.Src)
@@ -67,12 +67,12 @@ func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
 			e.cause = fmt.Sprintf("%s answers the client directly (DSR), so it has to answer from %s, which the client asked. The reply left it from %s: something in %s rewrites the source.",
 				here, f.want.Src, f.got.Src, here)
 		}
-		e.fix = []string{"# " + listRules(c, s, f.at.Out.Name) + fmt.Sprintf("   # remove what changes the source %s to %s", f.want.Src, f.got.Src)}
+		exempt(e, c, s, f.want, listRules(c, s, f.at.Out.Name)+fmt.Sprintf("   # remove what changes the source %s to %s", f.want.Src, f.got.Src))
 	case changed:
 		e.summary = fmt.Sprintf("%s changed the reply's source from %s to %s", here, f.want.Src, f.got.Src)
 		e.cause = fmt.Sprintf("The reply from %s came to %s with the right source %s, and left it from %s: source NAT there takes replies too, which it did not translate as requests.",
 			answering, here, f.want.Src, f.got.Src)
-		e.fix = []string{"# " + listRules(c, s, "") + fmt.Sprintf("   # exempt the source %s from source NAT", f.want.Src)}
+		exempt(e, c, s, f.want, listRules(c, s, "")+fmt.Sprintf("   # exempt the source %s from source NAT", f.want.Src))
 	}
 	return e
 }
@@ -155,7 +155,7 @@ func explainHider(c *trace.Case, s *trace.HostState) *explanation {
 	if h.In.Index == 0 {
 		did, cure = "left", fmt.Sprintf("exempt the source %s from source NAT, or let requests be tracked (no notrack) in %s", right, here)
 	}
-	return &explanation{
+	e := &explanation{
 		confidence: trace.Likely,
 		direction:  trace.Reply,
 		device:     h.Out.Name,
@@ -163,10 +163,11 @@ func explainHider(c *trace.Case, s *trace.HostState) *explanation {
 		summary:    fmt.Sprintf("%s changed the reply's source from %s to %s", here, right, got),
 		cause: fmt.Sprintf("The SYN-ACK from %s %s %s as it was, and a later packet of the same connection came to the client from %s, an address of %s: source NAT there takes replies too. "+
 			"It let the SYN-ACK alone, as its connection tracking had not seen the SYN.", right, did, here, got, here),
-		fix:      []string{"# " + listRules(c, s, "") + "   # " + cure},
 		verify:   []string{fmt.Sprintf("# repeat the request: the reply must reach %s from %s", c.Path.Client.Addr(), c.Path.Server)},
 		evidence: []trace.Evidence{state(s, "the client refused a packet from %s with a reset; the SYN-ACK had come from %s", got, right)},
 	}
+	exempt(e, c, s, h.Tuple, listRules(c, s, "")+"   # "+cure)
+	return e
 }
 
 // replyAt returns the hop of the reply in a namespace, or nil.
