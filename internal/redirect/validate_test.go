@@ -523,6 +523,10 @@ func TestUncheckedIsNotSound(t *testing.T) {
 // TestNamesOfProcesses finds the names that a process was given which says that it is kuma-dp.
 func TestNamesOfProcesses(t *testing.T) {
 	cli := buildCLI(t)
+	resource := filepath.Join(t.TempDir(), "dp.yaml")
+	if err := os.WriteFile(resource, []byte("type: Dataplane\nmesh: {{mesh}}\nname: {{ name }}\nnetworking: {inbound: [{tags: {kuma.io/service: web}}]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name  string
 		args  []string
@@ -535,6 +539,8 @@ func TestNamesOfProcesses(t *testing.T) {
 		{"Kubernetes", []string{"run"}, []string{"KUMA_DATAPLANE_MESH=default", "KUMA_DATAPLANE_NAME=web-5d4f.shop", "POD_NAMESPACE=shop"}, 0, ""},
 		{"elsewhere", []string{"run", "--mesh", "default", "--dataplane-var", "name=web-1"}, nil, 0, ""},
 		{"a dotted proxy", []string{"run", "--mesh", "default", "--name=web.1"}, nil, 1, "mesh default.web, proxy 1"},
+		{"a resource", []string{"run", "-d", resource, "--dataplane-var", "name=dp-1,mesh=aa.a"}, nil, 1, "mesh aa, proxy a.dp-1"},
+		{"a sound resource", []string{"run", "--dataplane-var=name=dp-1", "-v", "mesh=m"}, []string{"KUMA_DATAPLANE_RUNTIME_RESOURCE_PATH=" + resource}, 0, ""},
 		{"no name", []string{"version"}, nil, 3, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
