@@ -64,11 +64,12 @@ type space struct {
 
 // kind is what connections have in common that rules treat alike.
 type kind struct {
-	role  trace.RedirectRole
-	six   bool
-	taken bool
-	port  uint16
-	loop  bool
+	role   trace.RedirectRole
+	six    bool
+	taken  bool
+	port   uint16
+	loop   bool
+	astray bool // it was answered past who called
 }
 
 // pause is until when nothing is asked about a kind.
@@ -141,7 +142,7 @@ func (w *redirectWatch) consider(out []trace.Case, p *trace.Path, place trace.Pl
 		c.Event.Hook = trace.HookReceive
 	}
 	role, _ := diagnose.RedirectPacket(&c)
-	k := kind{role: role, six: packet.Is6(), taken: taken, port: packet.Dst.Port()}
+	k := kind{role: role, six: packet.Is6(), taken: taken, port: packet.Dst.Port(), astray: diagnose.AnswerStrayed(p)}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.space(place.Netns, p.Last)
