@@ -88,16 +88,16 @@ func newRedirectWatch(places *netstate.Directory, reader *netstate.Reader) *redi
 	return &redirectWatch{inspector: redirect.With(places, reader), spaces: make(map[trace.Netns]*space)}
 }
 
-// isProxy reports whether a process takes what a namespace's rules redirect.
-func (w *redirectWatch) isProxy(ns trace.Netns, pid uint32) bool {
+// isProxy reports whether a process takes what a namespace's rules redirect, and whether it is known who does.
+func (w *redirectWatch) isProxy(ns trace.Netns, pid uint32) (is, known bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.spaces[ns]
 	if s == nil {
-		return false
+		return false, false
 	}
-	_, ok := s.proxies[pid]
-	return ok
+	_, is = s.proxies[pid]
+	return is, len(s.proxies) > 0
 }
 
 // cases returns the questions that a path gives rise to.

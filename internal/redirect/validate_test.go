@@ -246,6 +246,7 @@ var trials = []trial{
 	{name: "IPv6 is dropped", rules: "kuma-1.8.1", noSix: true, uid: 5678, sockets: kuma, then: func(p *pod) {
 		p.run("*filter\n:INPUT DROP\n:OUTPUT DROP\n-A INPUT -i lo -j ACCEPT\n-A OUTPUT -o lo -j ACCEPT\nCOMMIT\n", "ip6tables-restore", "-n")
 	}},
+	{name: "a resolver of its own", rules: "kuma-1.8.1", uid: 5678, sockets: append([]string{"udp 127.0.0.53:53"}, kuma...), args: []string{"--dns-server", "127.0.0.53"}},
 
 	{name: "Docker's DNS is no proxy", uid: 5678, then: func(p *pod) {
 		p.run("*nat\n:OUTPUT ACCEPT\n:DOCKER_OUTPUT -\n-A OUTPUT -d 127.0.0.11 -j DOCKER_OUTPUT\n-A DOCKER_OUTPUT -d 127.0.0.11 -p tcp --dport 53 -j DNAT --to-destination 127.0.0.11:41231\n"+
