@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -20,14 +21,17 @@ const validateNamesHelp = `Say whether names of a mesh and of what is in it can 
 joined: Kuma joins mesh and proxy with a dot and splits them at the first one, so
 that mesh aa.a and proxy dp-1 become mesh aa and proxy a.dp-1.
 
-Names are those of MESH and PROXY or of the flags; without any, those that the
-kuma-dp processes in this network namespace, or that of --netns or --pid, were
-given on their command line and in their environment.
+Names are those of MESH and PROXY, of the flags, or of the resources in a file
+(--file: Dataplane and Mesh, and what Kubernetes labels with a mesh); without any,
+those that the kuma-dp processes in this network namespace, or that of --netns or
+--pid, were given: on their command line, in their environment, and in the
+Dataplane that they were started with.
 
 Exit: 0 sound, 1 findings, 2 usage, 3 no name was found, or not all could be read.`
 
 const validateNamesExamples = `  replypath validate names --mesh aa.a --proxy dp-1
   replypath validate names --mesh default --proxy web --namespace shop
+  replypath validate names --file dataplane.yaml --var name=web-1
   sudo replypath validate names --netns pod
   sudo replypath validate names --pid 4711 -o json`
 
@@ -36,6 +40,8 @@ type namesOptions struct {
 	netns  string
 	pid    int
 	given  trace.MeshName
+	file   string
+	vars   map[string]string
 	output format
 }
 
@@ -62,9 +68,11 @@ func newValidateNames(w *world) *cobra.Command {
 	f.StringVar(&o.given.Name, "name", "", "the same as --proxy")
 	f.StringVar(&o.given.Namespace, "namespace", "", "Kubernetes namespace of the proxy")
 	f.StringVar(&o.given.Service, "service", "", "name of a service")
+	f.StringVarP(&o.file, "file", "f", "", "names of the resources in this file, YAML or JSON; -: standard input")
+	f.StringToStringVar(&o.vars, "var", nil, "what a variable of that file stands for, as kuma-dp's --dataplane-var: name=value")
 	o.output.flag(cmd)
 	must(cmd.RegisterFlagCompletionFunc("netns", completeNetns))
-	for _, name := range []string{"pid", "mesh", "proxy", "name", "namespace", "service"} {
+	for _, name := range []string{"pid", "mesh", "proxy", "name", "namespace", "service", "var"} {
 		must(cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions))
 	}
 	return cmd
@@ -92,8 +100,11 @@ func (o *namesOptions) read(cmd *cobra.Command, args []string) error {
 			return usagef("--%s is empty", name)
 		}
 	}
-	if o.asked() && (o.netns != "" || o.pid != 0) {
-		return usagef("either names are given, or --netns or --pid says where to find some")
+	if o.asked() && (o.netns != "" || o.pid != 0) || o.file != "" && (o.asked() || o.netns != "" || o.pid != 0) {
+		return usagef("either names are given, or --netns, --pid or --file says where to find some")
+	}
+	if len(o.vars) > 0 && o.file == "" {
+		return usagef("--var is for variables in a --file")
 	}
 	return nil
 }
@@ -107,7 +118,7 @@ func (w *world) validateNames(o *namesOptions) error {
 	a := &answer{summary: &tracev1.Summary{Verdict: "ok", Nodes: 1}}
 	if !o.asked() {
 		var err error
-		if names, place, err = o.processes(); err != nil && len(names) == 0 {
+		if names, place, err = w.findNames(o); err != nil && len(names) == 0 {
 			return err
 		} else if err != nil {
 			a.summary.Losses = append(a.summary.Losses, &tracev1.Loss{Cause: err.Error(), Count: 1})
@@ -115,7 +126,7 @@ func (w *world) validateNames(o *namesOptions) error {
 		}
 		if len(names) == 0 {
 			a.summary.Verdict = "incomplete"
-			w.note("no kuma-dp with a name runs in that network namespace: name a mesh with --mesh")
+			w.note("%s", o.nothing())
 			return w.printer(o.output).validated(a, "name")
 		}
 	}
@@ -134,6 +145,34 @@ func (w *world) validateNames(o *namesOptions) error {
 		a.summary.Verdict = "incomplete"
 	}
 	return w.printer(o.output).validated(a, "name")
+}
+
+// findNames looks where names are to be found.
+func (w *world) findNames(o *namesOptions) ([]trace.MeshName, trace.Place, error) {
+	if o.file == "" {
+		return o.processes()
+	}
+	read := func() ([]byte, error) { return os.ReadFile(o.file) }
+	if o.file == "-" {
+		read = func() ([]byte, error) { return io.ReadAll(w.stdin) }
+	}
+	text, err := read()
+	if err != nil {
+		return nil, trace.Place{}, usagef("read resources: %w", err)
+	}
+	names, err := meshname.Resources(text, o.vars, o.file)
+	if err != nil {
+		err = usagef("%w", err)
+	}
+	return names, trace.Place{}, err
+}
+
+// nothing says that no name was found.
+func (o *namesOptions) nothing() string {
+	if o.file != "" {
+		return "no resource in " + o.file + " names a mesh, or what is in one"
+	}
+	return "no kuma-dp with a name runs in that network namespace: name a mesh with --mesh"
 }
 
 // processes finds the names that proxies in a namespace were given.

@@ -121,6 +121,10 @@ func (i *investigator) submit(c trace.Case) {
 		return
 	}
 	i.cases.Add(1)
+	i.enqueue(c)
+}
+
+func (i *investigator) enqueue(c trace.Case) {
 	i.open.Add(1)
 	select {
 	case i.queue <- c:
@@ -130,8 +134,23 @@ func (i *investigator) submit(c trace.Case) {
 	}
 }
 
-// wait returns when no case is open.
+// wait returns when no case is open. What is held until a namespace is known is asked
+// once more, after all of them were looked for.
 func (i *investigator) wait(ctx context.Context) {
+	i.drained(ctx)
+	held := i.redirects.release(time.Now(), true)
+	if len(held) == 0 {
+		return
+	}
+	i.places.Look()
+	for _, c := range held {
+		i.enqueue(c)
+	}
+	i.drained(ctx)
+}
+
+// drained returns when no case is open.
+func (i *investigator) drained(ctx context.Context) {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for i.open.Load() > 0 {
@@ -147,7 +166,7 @@ func (i *investigator) investigate(ctx context.Context, c *trace.Case) {
 	var there bool
 	if c.Symptom == trace.SymptomPassed {
 		// Asked of connections that mostly are well, and of which many have gone: their places are verified when something is found.
-		if there = i.places.Holds(c.Place.Netns, c.Event.Time); !there {
+		if there = i.stands(c); !there {
 			return
 		}
 	} else {
@@ -162,6 +181,28 @@ func (i *investigator) investigate(ctx context.Context, c *trace.Case) {
 		}
 	}
 	i.explain(ctx, c, there)
+}
+
+// stands reports whether a question's namespace is there to be asked. One that is not known yet is
+// held until it is, or until it is sure that there is no way to it.
+func (i *investigator) stands(c *trace.Case) bool {
+	switch i.places.Standing(c.Place.Netns, c.Event.Time) {
+	case netstate.There:
+		return true
+	case netstate.Gone:
+		return false // nobody is left to ask
+	}
+	kept, patient := i.redirects.hold(c, time.Now())
+	if !patient {
+		place, same := i.places.PlaceAt(c.Place.Netns, c.Event.Time)
+		if !same || place.Name != "" || place.PID != 0 || place.Host {
+			return same
+		}
+	}
+	if !kept {
+		i.unread.Add(1)
+	}
+	return false
 }
 
 // verifyPlaces looks again at the names of the case's namespaces: a finding must

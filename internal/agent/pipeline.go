@@ -107,6 +107,9 @@ func (p *pipeline) idle() {
 	for _, c := range p.investigator.redirects.overdue(time.Now(), len(settles) > 0) {
 		p.investigator.submit(c)
 	}
+	for _, c := range p.investigator.redirects.release(time.Now(), false) {
+		p.investigator.enqueue(c)
+	}
 	if len(settles) > 0 && p.dns.Settling(time.Now()) {
 		p.mu.Lock()
 		p.settles = append(p.settles, settles...) // what becomes of them is known in a moment

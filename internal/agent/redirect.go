@@ -25,7 +25,9 @@ const (
 	plainPause     = 10 * time.Second // after one that showed a namespace that redirects nothing
 	inspectShare   = 50               // so many times a question's own duration may pass until the next: 2% of a core
 	inspectCredit  = time.Second / 4  // of questions that need not wait
-	maxWaiting     = 512              // questions that wait for that
+	maxWaiting     = 512              // questions that wait for that, or for a namespace to be known
+	holdTime       = 10 * time.Second // how long a question waits for a namespace to be known
+	holdInterval   = holdTime / 50    // between looks whether it is
 	inspectTimeout = 2 * time.Second  //
 	loopWindow     = 5 * time.Second  // in which connections of a proxy that come back to it are counted; a busy one is slow
 	maxMakers      = 16               // processes whose connections are counted
@@ -44,6 +46,8 @@ type redirectWatch struct {
 	spent  time.Duration // of questions, less what has been allowed since
 	at     time.Time
 	waits  []trace.Case // questions that there was no time for
+	held   []trace.Case // and those whose namespace is not known yet
+	again  time.Time    // when those are asked again
 }
 
 // space is a namespace.
@@ -55,15 +59,17 @@ type space struct {
 	entered *trace.Path // the first connection from outside
 	window  time.Time
 	plain   time.Time // until then it is taken for a namespace that redirects nothing
+	unknown time.Time // since then a question waits for the way to it; zero: none does
 }
 
 // kind is what connections have in common that rules treat alike.
 type kind struct {
-	role  trace.RedirectRole
-	six   bool
-	taken bool
-	port  uint16
-	loop  bool
+	role   trace.RedirectRole
+	six    bool
+	taken  bool
+	port   uint16
+	loop   bool
+	astray bool // it was answered past who called
 }
 
 // pause is until when nothing is asked about a kind.
@@ -82,16 +88,16 @@ func newRedirectWatch(places *netstate.Directory, reader *netstate.Reader) *redi
 	return &redirectWatch{inspector: redirect.With(places, reader), spaces: make(map[trace.Netns]*space)}
 }
 
-// isProxy reports whether a process takes what a namespace's rules redirect.
-func (w *redirectWatch) isProxy(ns trace.Netns, pid uint32) bool {
+// isProxy reports whether a process takes what a namespace's rules redirect, and whether it is known who does.
+func (w *redirectWatch) isProxy(ns trace.Netns, pid uint32) (is, known bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.spaces[ns]
 	if s == nil {
-		return false
+		return false, false
 	}
-	_, ok := s.proxies[pid]
-	return ok
+	_, is = s.proxies[pid]
+	return is, len(s.proxies) > 0
 }
 
 // cases returns the questions that a path gives rise to.
@@ -136,7 +142,7 @@ func (w *redirectWatch) consider(out []trace.Case, p *trace.Path, place trace.Pl
 		c.Event.Hook = trace.HookReceive
 	}
 	role, _ := diagnose.RedirectPacket(&c)
-	k := kind{role: role, six: packet.Is6(), taken: taken, port: packet.Dst.Port()}
+	k := kind{role: role, six: packet.Is6(), taken: taken, port: packet.Dst.Port(), astray: diagnose.AnswerStrayed(p)}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.space(place.Netns, p.Last)
@@ -182,6 +188,38 @@ func (w *redirectWatch) overdue(now time.Time, all bool) []trace.Case {
 	}
 	w.waits = w.waits[n:]
 	return due
+}
+
+// hold keeps a question until the way to its namespace is known: kept, unless too many wait;
+// not patient when it has waited long enough.
+func (w *redirectWatch) hold(c *trace.Case, now time.Time) (kept, patient bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.space(c.Place.Netns, c.Event.Time)
+	switch {
+	case s.unknown.IsZero():
+		s.unknown = now
+	case now.Sub(s.unknown) > holdTime:
+		s.unknown = time.Time{}
+		return false, false
+	}
+	if len(w.held) >= maxWaiting {
+		return false, true
+	}
+	w.held = append(w.held, *c)
+	return true, true
+}
+
+// release returns the questions that are held, to be asked again; none when it is too early, unless all are wanted.
+func (w *redirectWatch) release(now time.Time, all bool) []trace.Case {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.held) == 0 || !all && now.Before(w.again) {
+		return nil
+	}
+	held := w.held
+	w.held, w.again = nil, now.Add(holdInterval)
+	return held
 }
 
 // space returns what is known of a namespace.
@@ -318,6 +356,7 @@ func isPlain(r *trace.Redirection) bool {
 // learn notes who takes what is redirected.
 func (s *space) learn(r *trace.Redirection) {
 	now := r.ReadAt
+	s.unknown = time.Time{}
 	if isPlain(r) {
 		s.plain = now.Add(plainPause)
 	}

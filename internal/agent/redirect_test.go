@@ -1,10 +1,18 @@
 package agent
 
 import (
+	"context"
+	"fmt"
+	"log/slog"
 	"net/netip"
+	"os"
+	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/replypath/replypath/internal/netstate"
+	"github.com/replypath/replypath/internal/recorder"
 	"github.com/replypath/replypath/pkg/trace"
 )
 
@@ -94,5 +102,66 @@ func TestPlainNamespaceIsLeftAlone(t *testing.T) {
 		if n := len(w.cases(made(7, 1, "203.0.113.9:8443", now.Add(plainPause), false))); n != 1 {
 			t.Errorf("%s: %d questions after the pause, want 1", tt.name, n)
 		}
+	}
+}
+
+// A question about a namespace to which no way is known yet waits for one, not for ever.
+func TestQuestionsWaitForTheirNamespace(t *testing.T) {
+	w := newRedirectWatch(nil, nil)
+	now := time.Unix(1000, 0)
+	c := w.cases(made(7, 1, "203.0.113.9:80", now, false))[0]
+	for at := now; at.Before(now.Add(holdTime)); at = at.Add(holdInterval) {
+		if kept, _ := w.hold(&c, at); !kept {
+			t.Fatalf("given up after %v", at.Sub(now))
+		}
+		if n := len(w.release(at, false)); n != 1 {
+			t.Fatalf("%d questions asked again after %v", n, at.Sub(now))
+		}
+	}
+	if kept, patient := w.hold(&c, now.Add(2*holdTime)); kept || patient {
+		t.Error("it waits for ever")
+	}
+	for range 3 * maxWaiting {
+		w.hold(&c, now)
+	}
+	if n := len(w.release(now, true)); n != maxWaiting {
+		t.Errorf("%d questions wait, of at most %d", n, maxWaiting)
+	}
+}
+
+// Names and processes are looked through before a question is given up: here a namespace
+// that nobody had asked about, with a process and no name.
+func TestQuestionFindsItsNamespace(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	places, err := netstate.NewDirectory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := newInvestigator("node", netstate.NewReader(places, nil), places, recorder.New(recorder.Config{}), slog.New(slog.DiscardHandler))
+	defer i.reader.Close()
+	sleeper := exec.Command("sleep", "60")
+	sleeper.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { sleeper.Process.Kill(); sleeper.Wait() }()
+	var stat syscall.Stat_t
+	if err := syscall.Stat(fmt.Sprintf("/proc/%d/ns/net", sleeper.Process.Pid), &stat); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go i.Run(ctx)
+	for _, c := range i.redirects.cases(made(trace.Netns(stat.Ino), uint32(sleeper.Process.Pid), "203.0.113.9:80", time.Now(), false)) {
+		i.submit(c)
+	}
+	i.wait(ctx)
+	if s := i.redirects.spaces[trace.Netns(stat.Ino)]; s == nil || s.plain.IsZero() {
+		t.Error("the namespace was not asked")
+	}
+	if n := i.unread.Load(); n != 0 {
+		t.Errorf("%d questions given up", n)
 	}
 }

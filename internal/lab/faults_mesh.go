@@ -46,16 +46,17 @@ func healthyMeshes(f Family) []Lab {
 	}
 	if f == IPv4 {
 		labs = append(labs,
-			Lab{Name: "healthy", Topology: meshDNS(f), Title: "DNS that a mesh answers", Doc: "Kuma's rules redirect what is sent to the name server.", Setting: sound(f, k)},
-			Lab{Name: "healthy-tproxy", Topology: meshIn(f), Title: "a call into a mesh by TPROXY", Doc: "Istio's rules of table mangle hand it to the proxy; no address is changed.",
-				Setting: append(sound(f, istioTProxy), byMark(f)...)})
+			Lab{Name: "healthy", Topology: meshDNS(f), Title: "DNS that a mesh answers", Doc: "Kuma's rules redirect what is sent to the name server.", Setting: sound(f, k)})
 	}
-	return labs
+	return append(labs, Lab{Name: "healthy-tproxy", Topology: meshIn(f), Title: "a call into a mesh by TPROXY",
+		Doc: "Istio's rules of table mangle hand it to the proxy, which calls the application as the client; no address is changed.", Setting: append(sound(f, istioTProxy), byMark(f, 1337)...)},
+		Lab{Name: "healthy-tproxy", Topology: meshOut(f), Title: "a call out of a mesh by TPROXY", Doc: "It is marked, routed to lo by that, and handed over there; no address is changed.",
+			Setting: append(sound(f, byMarks), byMark(f, 42)...)})
 }
 
-// byMark routes to lo what TPROXY has marked.
-func byMark(f Family) []Change {
-	return []Change{addRule("pod", f, Rule{Priority: 100, Table: 133, Mark: 1337}), addRoute("pod", Route{To: f.any(), Device: "lo", Type: "local", Table: 133})}
+// byMark routes to lo what is marked for TPROXY.
+func byMark(f Family, mark uint32) []Change {
+	return []Change{addRule("pod", f, Rule{Priority: 100, Table: 133, Mark: mark}), addRoute("pod", Route{To: f.any(), Device: "lo", Type: "local", Table: 133})}
 }
 
 // pastProxy are connections that succeed, past the proxy.
@@ -69,6 +70,8 @@ func pastProxy(f Family) []Lab {
 			Doc: "The rule of OUTPUT is gone: the application's calls leave as they are.", Setting: sound(f, legacy),
 			Faults: []Change{command("pod", "", iptables(f, "iptables-legacy"), "-t", "nat", "-D", "OUTPUT", "-p", "tcp", "-j", "MESH_OUTPUT")}},
 	}
+	labs = append(labs, Lab{Name: "no-mark-route", Topology: meshOut(f), Finding: id, Outcome: Connected, Title: "calls are marked for a proxy, and not routed by it",
+		Doc: "The routing rule for the mark is gone: calls leave past the proxy.", Faults: sound(f, byMarks)})
 	if f == IPv6 {
 		return append(labs, Lab{Name: "no-ipv6", Topology: meshOut(f), Finding: "redirect-bypassed-ipv6", Outcome: Connected, Title: "IPv4 alone is redirected",
 			Doc: "The rules for IPv6 were not written, and the application calls by IPv6.", Faults: sound(IPv4, kuma(IPv4, "iptables-nft"))})
@@ -107,6 +110,8 @@ func lostInProxy(f Family) []Lab {
 		{Name: "leaked", Topology: meshIn(f), Finding: "loopback-source-leaked", Outcome: Broken, Title: "a proxy that calls another host from an address of lo",
 			Doc: "The kernel refuses it before there is a packet.", Faults: []Change{redirects("pod", f, k), runProxy("pod", wanderer)}},
 	}
+	labs = append(labs, Lab{Name: "no-way-back", Topology: meshIn(f), Finding: "redirect-missing", Outcome: Broken, Title: "a proxy by TPROXY, and no route by mark",
+		Doc: "The application answers the client, for whom the proxy poses, past the proxy.", Faults: sound(f, istioTProxy)})
 	if f == IPv4 {
 		toLoopback := Chain{Family: ipFamily(f), Table: "catch", Name: "in", Hook: "PREROUTING", Type: "nat", Priority: -100,
 			Rules: []FilterRule{rule("", dnat(netip.MustParseAddrPort("127.0.0.1:15006")), toPort(8080))}}
@@ -115,7 +120,7 @@ func lostInProxy(f Family) []Lab {
 				Doc:     "The kernel takes such a packet for a martian.",
 				Setting: []Change{runProxy("pod", k.proxy)}, Faults: []Change{filters("pod", "prerouting: dnat to 127.0.0.1:15006", toLoopback)}},
 			Lab{Name: "no-tproxy", Topology: meshIn(f), Finding: "redirect-target-not-listening", Title: "a call to a proxy that is not there, by TPROXY",
-				Doc: "No socket takes what the rules of table mangle hand over: it is dropped.", Setting: byMark(f), Faults: []Change{redirects("pod", f, istioTProxy)}},
+				Doc: "No socket takes what the rules of table mangle hand over: it is dropped.", Setting: byMark(f, 1337), Faults: []Change{redirects("pod", f, istioTProxy)}},
 			Lab{Name: "no-proxy", Topology: meshDNS(f), Finding: "redirect-target-not-listening", Title: "DNS for a mesh's resolver that is not there",
 				Doc: "Queries are redirected to a port where nobody listens.", Faults: []Change{redirects("pod", f, k)}})
 	}

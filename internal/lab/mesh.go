@@ -33,9 +33,13 @@ func kuma(f Family, tool string) redirection {
 // sidecar is nobody's: nft's own language, other ports, another user, no address of its own.
 var sidecar = redirection{file: "sidecar.nft", tool: "nft", proxy: Proxy{UID: 2001, Inbound: 9002, Outbound: 9001, DNS: 9053}}
 
-// istioTProxy hands what comes in to the proxy without changing it.
+// istioTProxy hands what comes in to the proxy without changing it. The proxy runs as root, as Istio has it
+// then, and calls the application from its client's address.
 var istioTProxy = redirection{file: "istio-1.20-tproxy.rules", tool: "iptables-legacy",
-	proxy: Proxy{UID: 1337, Inbound: 15006, Outbound: 15001, Source: netip.MustParseAddr("127.0.0.6"), Transparent: true, Mark: 0}}
+	proxy: Proxy{Inbound: 15006, Outbound: 15001, Transparent: true, Posing: true, Mark: 1337}}
+
+// byMarks is nobody's: what applications send is marked, routed to lo by that, and handed over there.
+var byMarks = redirection{file: "bymark.nft", tool: "nft", proxy: Proxy{UID: 4004, Inbound: 6002, Outbound: 6001, Transparent: true}}
 
 // text is the rules for an IP version.
 func (r redirection) text(f Family) string {

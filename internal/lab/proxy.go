@@ -34,6 +34,8 @@ type Proxy struct {
 	// Ahead: it goes on to this address, whatever the connection was meant for.
 	Ahead netip.AddrPort
 	Mark  int // of its own packets
+	// Posing: it calls the application from the address of its client.
+	Posing bool
 }
 
 // runProxy starts a proxy on a host, in a process of its own: what a proxy is,
@@ -160,14 +162,16 @@ func (p *carrier) prepare(c syscall.RawConn, network string) error {
 		return nil
 	}
 	var failed error
-	err := c.Control(func(fd uintptr) {
-		level, option := unix.SOL_IP, unix.IP_TRANSPARENT
-		if network == "tcp6" {
-			level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
-		}
-		failed = unix.SetsockoptInt(int(fd), level, option, 1)
-	})
+	err := c.Control(func(fd uintptr) { failed = setTransparent(int(fd), network) })
 	return errors.Join(err, failed)
+}
+
+// setTransparent lets a socket have an address that is not this host's.
+func setTransparent(fd int, network string) error {
+	if network == "tcp6" {
+		return unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)
+	}
+	return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1)
 }
 
 func (p *carrier) accept(ctx context.Context, l net.Listener, inbound bool) {
@@ -198,17 +202,25 @@ func (p *carrier) carry(ctx context.Context, conn *net.TCPConn, inbound bool) {
 			to = meant
 		}
 	}
-	dialer := net.Dialer{Timeout: serverPatience, Control: func(_, _ string, c syscall.RawConn) error {
+	posing := inbound && p.Posing
+	dialer := net.Dialer{Timeout: serverPatience, Control: func(network, _ string, c syscall.RawConn) error {
 		var failed error
 		err := c.Control(func(fd uintptr) {
 			if p.Mark != 0 {
 				failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, p.Mark)
 			}
+			if posing {
+				failed = errors.Join(failed, setTransparent(int(fd), network))
+			}
 		})
 		return errors.Join(err, failed)
 	}}
 	dialer.SetMultipathTCP(false)
-	if inbound && p.Source.IsValid() {
+	switch {
+	case posing:
+		client := conn.RemoteAddr().(*net.TCPAddr)
+		dialer.LocalAddr = &net.TCPAddr{IP: client.IP, Zone: client.Zone}
+	case inbound && p.Source.IsValid():
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.Source, 0))
 	}
 	onward, err := dialer.DialContext(ctx, "tcp", to.String())

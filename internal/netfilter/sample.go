@@ -2,7 +2,6 @@ package netfilter
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -66,6 +65,7 @@ type Sample struct {
 	In, Out  trace.Interface // names are enough
 	Owner    Owner           // of packets that are made here
 	Mark     uint32
+	ConnMark uint32 // of its connection
 }
 
 // packet makes the packet that rules see.
@@ -75,7 +75,7 @@ func (s Sample) packet(r *Rules) *packet {
 		original = s.Tuple
 	}
 	q := trace.Question{Packet: s.Tuple, In: s.In.Index, Out: s.Out.Index, Mark: s.Mark, Ahead: true,
-		ConnMark:  trace.ConnMark{Known: true},
+		ConnMark:  trace.ConnMark{Known: true, Value: s.ConnMark},
 		Conntrack: trace.Conntrack{Original: original, Reply: s.Tuple.Reverse(), Info: infoNew}}
 	if s.Reply { // Tuple and Original are those of the answer
 		q.Conntrack = trace.Conntrack{Original: original.Reverse(), Reply: s.Tuple, Info: infoEstablished + replyInfo}
@@ -126,6 +126,7 @@ type Meeting struct {
 	Family, Table, Base string
 	Zone                uint16 // of connection tracking
 	Untracked           bool   // a rule exempts it from that, so that NAT does not see it
+	Mark                uint32 // of the packet, after all rules of the hook; that of the sample where it cannot be told
 	// Doubts are rules that may have decided otherwise: what they ask cannot be told from outside.
 	Doubts []string
 }
@@ -146,6 +147,10 @@ func (r *Rules) Meet(s Sample) (Meeting, error) {
 			f.met.Family, f.met.Table, f.met.Base, f.met.Backend = c.table.family.String(), c.table.name, c.name, c.table.backend
 		}
 		f.chain(c, 0) // what drops the packet is for Drops to tell
+	}
+	f.met.Mark = s.Mark
+	if mark, known := f.packet.mark.masked32(); known == ^uint32(0) {
+		f.met.Mark = mark
 	}
 	f.met.Zone, f.met.Untracked = f.packet.zone, f.packet.untracked
 	return f.met, errors.Join(f.errs...)
@@ -320,15 +325,4 @@ func (r *Rules) Drops(s Sample) ([]trace.FilterVerdict, error) {
 		}
 	}
 	return out, err
-}
-
-// String writes a diversion: "redirect to port 15001".
-func (d Diversion) String() string {
-	switch {
-	case !d.Known:
-		return string(d.Kind) + " to where the rule chooses"
-	case d.Addr.IsValid() && !d.Addr.IsUnspecified():
-		return fmt.Sprintf("%s to %s", d.Kind, netip.AddrPortFrom(d.Addr, d.Port))
-	}
-	return fmt.Sprintf("%s to port %d", d.Kind, d.Port)
 }

@@ -17,6 +17,8 @@ type tproxy struct {
 	port     uint16     // 0: the packet's, or in portFrom
 	portFrom register
 	addrFrom register
+	// mask and value are what the target of iptables makes of the packet's mark.
+	mask, value uint32
 }
 
 func (e tproxy) run(m *machine) {
@@ -42,6 +44,9 @@ func (e tproxy) run(m *machine) {
 	}
 	switch {
 	case e.iptables:
+		if m.packet.sample && e.mask != 0 {
+			m.setMark(m.packet.mark.maskXor(native32(^e.mask).data, native32(e.value).data))
+		}
 		m.give(verdict{code: verdictOpaque})
 	case !m.packet.sample: // whether there is a socket is not known here
 		m.unclear()
@@ -59,7 +64,7 @@ func (e tproxy) write(w *writer) {
 // decodeTProxy decodes struct xt_tproxy_target_info and its revision 1.
 func decodeTProxy(r *reader, revision uint8, is6 bool) expr {
 	e := tproxy{iptables: true}
-	mask, value := r.u32(), r.u32()
+	e.mask, e.value = r.u32(), r.u32()
 	if revision == 0 {
 		e.addr = netip.AddrFrom4([4]byte(r.bytes(4)))
 	} else {
@@ -69,7 +74,7 @@ func decodeTProxy(r *reader, revision uint8, is6 bool) expr {
 	if r.short || revision > 1 {
 		return opaqueEnd{text: "-j TPROXY"}
 	}
-	e.text = fmt.Sprintf("-j TPROXY --on-port %d --on-ip %s --tproxy-mark 0x%x/0x%x", e.port, e.addr, value, mask)
+	e.text = fmt.Sprintf("-j TPROXY --on-port %d --on-ip %s --tproxy-mark 0x%x/0x%x", e.port, e.addr, e.value, e.mask)
 	return e
 }
 

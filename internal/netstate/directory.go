@@ -130,20 +130,6 @@ func (d *Directory) PlaceAt(ns trace.Netns, at time.Time) (trace.Place, bool) {
 	return place, same
 }
 
-// Holds reports whether the namespace that had an inode at a time is there still, as
-// far as is known: unlike PlaceAt it looks for nobody, and so costs no scan of one that has gone.
-func (d *Directory) Holds(ns trace.Netns, at time.Time) bool {
-	place := d.Place(ns)
-	now := d.now()
-	d.mu.RLock()
-	same := false
-	if e := d.entries[ns]; e != nil {
-		place, same = e.then(at, now, d.tick(now))
-	}
-	d.mu.RUnlock()
-	return same && (place.Host || d.leadsTo(place))
-}
-
 // lookAgain scans the names for one namespace, and the processes when it has
 // no name, though not all the time.
 func (d *Directory) lookAgain(ns trace.Netns) {
@@ -255,7 +241,7 @@ func (d *Directory) find(ns trace.Netns, now time.Time) trace.Place {
 	e := d.entries[ns]
 	if e == nil {
 		d.makeRoom()
-		e = &entry{interval: firstRetry}
+		e = &entry{interval: firstRetry, asked: d.tick(now)}
 		e.used.Store(d.tick(now))
 		d.entries[ns] = e
 		d.fill(ns, e, now)
@@ -330,6 +316,7 @@ func (d *Directory) scan(now time.Time) {
 	defer d.mu.Unlock()
 	d.found = found
 	for ns, e := range d.entries {
+		e.listed = e.listed || e.asked <= d.tick(now)
 		d.fill(ns, e, moment)
 	}
 }
@@ -352,18 +339,24 @@ func (d *Directory) findProcesses(now time.Time) {
 	go func() {
 		defer d.processing.Store(false)
 		started := time.Now()
-		pids, err := d.sources.processes()
+		d.nameProcesses(now)
 		d.nextProcess.Store(d.tick(now.Add(max(processesEvery, scanShare*time.Since(started)))))
-		if err != nil {
-			return // what is known stays
-		}
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		for ns, e := range d.entries {
-			if e.place.Name == "" && !e.place.Host {
-				e.place.PID = pids[ns]
-				e.aged.Store(d.tick(now.Add(processAge)))
-			}
-		}
 	}()
+}
+
+// nameProcesses gives each nameless namespace that was asked about a process in it.
+func (d *Directory) nameProcesses(begun time.Time) {
+	pids, err := d.sources.processes()
+	if err != nil {
+		return // what is known stays
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for ns, e := range d.entries {
+		e.searched = e.searched || e.asked <= d.tick(begun)
+		if e.place.Name == "" && !e.place.Host {
+			e.place.PID = pids[ns]
+			e.aged.Store(d.tick(begun.Add(processAge)))
+		}
+	}
 }

@@ -377,3 +377,26 @@ func BenchmarkPlace(b *testing.B) {
 		}
 	})
 }
+
+// A namespace is gone once names and processes were looked through, not before.
+func TestStanding(t *testing.T) {
+	c := newCatalog(t)
+	d := c.open()
+	ns, at := c.inode("mnt"), c.now
+	stands := func(want Standing, what string) {
+		t.Helper()
+		if got := d.Standing(ns, at); got != want {
+			t.Errorf("%s: %d, want %d", what, got, want)
+		}
+	}
+	d.nextScan = c.now.Add(time.Hour) // scans cost a lot here
+	d.processing.Store(true)
+	c.add("late", "mnt")
+	stands(Unknown, "not looked for yet")
+	d.Look()
+	stands(There, "found")
+	c.remove("late")
+	stands(Unknown, "its name leads nowhere")
+	d.Look()
+	stands(Gone, "looked for")
+}

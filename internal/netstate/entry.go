@@ -22,6 +22,9 @@ type entry struct {
 	used     atomic.Int64 // tick
 	verified atomic.Int64 // nameless: tick until which it is not looked for on purpose again
 	aged     atomic.Int64 // nameless: tick when to look for a process again
+	asked    int64        // tick since when it is looked for
+	listed   bool         // among the names, since then
+	searched bool         // among the processes, since then
 	retry    int64        // unknown: tick when to look again
 	interval time.Duration
 }

@@ -22,12 +22,25 @@ func (h *half) applications() {
 	h.partly(trace.RoleInbound, h.inboundSamples())
 	for role, protocol := range map[trace.RedirectRole]trace.Protocol{trace.RoleDNS: trace.UDP, trace.RoleDNSTCP: trace.TCP} {
 		for _, server := range h.nameServers() {
-			add(h.ask(role, h.outbound(protocol, netip.AddrPortFrom(server, dnsPort), h.app)))
+			l := h.ask(role, h.outbound(protocol, netip.AddrPortFrom(server, dnsPort), h.app))
+			l.Excused = l.Excused || h.answersItself(l)
+			add(l)
 		}
 	}
 	h.dnsOnly()
 	h.dnsPort()
 	h.excusedOwners()
+}
+
+// answersItself reports DNS that is not redirected and that a resolver in the same namespace takes (127.0.0.53): what
+// that one asks is another's matter.
+func (h *half) answersItself(l trace.RedirectLeg) bool {
+	if l.Taken || l.Device != "lo" {
+		return false
+	}
+	l.Target = l.Packet.Dst
+	h.listen(&l)
+	return len(l.Sockets) > 0
 }
 
 // dnsPort finds the port to which DNS is redirected, to whichever server.

@@ -123,13 +123,22 @@ func (h *half) ask(role trace.RedirectRole, s netfilter.Sample) trace.RedirectLe
 	leg.Chain, leg.Handle, leg.Line = met.Chain, met.Handle, met.Line
 	leg.Chains, leg.Backend, leg.Zone, leg.Doubts = met.Chains, met.Backend, met.Zone, met.Doubts
 	leg.Family, leg.Table, leg.Base = met.Family, met.Table, met.Base
-	if !met.Taken {
-		return leg
+	switch {
+	case met.Taken:
+		h.takenBy(&leg, s, met.Diversion)
+		h.answersByMark(&leg, s, met.Mark)
+	case s.Hook == trace.Output:
+		h.byMark(&leg, s, met.Mark)
 	}
-	leg.Kind = string(met.Diversion.Kind)
-	addr, port := met.Diversion.Addr, met.Diversion.Port
+	return leg
+}
+
+// takenBy notes where a sample ends that a rule takes.
+func (h *half) takenBy(leg *trace.RedirectLeg, s netfilter.Sample, d netfilter.Diversion) {
+	leg.Taken, leg.Kind = true, string(d.Kind)
+	addr, port := d.Addr, d.Port
 	if !addr.IsValid() || addr.IsUnspecified() {
-		addr = h.landing(s)
+		addr = h.landing(s, d.Kind)
 	}
 	if port == 0 {
 		port = s.Tuple.Dst.Port()
@@ -140,13 +149,12 @@ func (h *half) ask(role trace.RedirectRole, s netfilter.Sample) trace.RedirectLe
 		leg.Taken, leg.Excused = false, false // to another host: that is no proxy's redirection
 		leg.Target = netip.AddrPort{}
 	}
-	return leg
 }
 
 // landing is the address that a redirect gives: the loopback's for what is made
 // here, else the one of the device (nf_nat_redirect in net/netfilter/nf_nat_redirect.c).
-func (h *half) landing(s netfilter.Sample) netip.Addr {
-	if s.Hook == trace.Output {
+func (h *half) landing(s netfilter.Sample, kind netfilter.DiversionKind) netip.Addr {
+	if s.Hook == trace.Output && kind != netfilter.DivertTProxy {
 		return loopback(h.six)
 	}
 	return s.Tuple.Dst.Addr()

@@ -53,7 +53,9 @@ var (
 	podUID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 	// A process's cgroup names pod and container, whichever driver and runtime made it: systemd writes _ for -.
 	podCgroup       = regexp.MustCompile(`pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12})`)
-	containerCgroup = regexp.MustCompile(`([0-9a-f]{64})(?:\.scope)?$`)
+	containerCgroup = regexp.MustCompile(`([0-9a-f]{64})(?:\.scope)?(?:/|$)`)
+	// Who watches over a container is not in it (CRI-O).
+	monitorCgroup = regexp.MustCompile(`[/-]conmon-[0-9a-f]{64}`)
 )
 
 // bundles are where container runtimes keep a container's configuration, by its id: containerd, k3s, CRI-O.
@@ -84,6 +86,8 @@ func (p Pod) process(proc, root string) (int, error) {
 		return 0, fmt.Errorf("list processes: %w", err)
 	}
 	found := map[Pod]int{}
+	outside := map[Pod]bool{} // found is in the node's own network namespace
+	node, _ := os.Readlink(filepath.Join(proc, "1/ns/net"))
 	contained, named, unread := 0, 0, 0
 	for _, d := range dirs {
 		pid, err := strconv.Atoi(d.Name())
@@ -102,10 +106,13 @@ func (p Pod) process(proc, root string) (int, error) {
 		if known.Name != "" {
 			named++
 		}
-		if p.matches(known) {
-			if first, ok := found[known]; !ok || pid < first {
-				found[known] = pid
-			}
+		if !p.matches(known) {
+			continue
+		}
+		own, _ := os.Readlink(filepath.Join(dir, "ns/net"))
+		nodes := own != "" && own == node // as all of the pod are, or a runtime's helper
+		if first, ok := found[known]; !ok || outside[known] && !nodes || outside[known] == nodes && pid < first {
+			found[known], outside[known] = pid, nodes
 		}
 	}
 	switch len(found) {
@@ -130,7 +137,7 @@ func podOf(dir, root string) (Pod, bool, error) {
 	container := ""
 	for line := range strings.Lines(string(cgroup)) {
 		line = strings.TrimSpace(line)
-		if m := podCgroup.FindStringSubmatch(line); m != nil {
+		if m := podCgroup.FindStringSubmatch(line); m != nil && !monitorCgroup.MatchString(line) {
 			known.UID = strings.ReplaceAll(m[1], "_", "-")
 			if c := containerCgroup.FindStringSubmatch(line); c != nil {
 				container = c[1]

@@ -200,6 +200,16 @@ type trial struct {
 	mended  bool   // the first fix, run as it is, mends it
 }
 
+// byMark routes what has a mark to the pod itself.
+func byMark(mark, table string) func(*pod) {
+	return func(p *pod) {
+		for _, family := range []string{"-4", "-6"} {
+			p.run("", "ip", family, "rule", "add", "fwmark", mark, "lookup", table)
+			p.run("", "ip", family, "route", "add", "local", "default", "dev", "lo", "table", table)
+		}
+	}
+}
+
 func cut(line string) change { return change{line + "\n", ""} }
 
 var kuma = proxy(15001, 15006, 15053, "tcp [::]:15010")
@@ -221,7 +231,8 @@ var trials = []trial{
 	{name: "init container", rules: "kuma-1.8.1", uid: 5678, args: []string{"--probe", "--before-proxy"}},
 	{name: "istio", rules: "istio-1.20", uid: 1337, sockets: proxy(15001, 15006, 15053, "tcp [::]:15090"), args: []string{"--probe"}},
 	{name: "istio legacy", rules: "istio-1.20", tool: "legacy", uid: 1337, sockets: proxy(15001, 15006, 15053)},
-	{name: "istio tproxy", rules: "istio-1.20-tproxy", noSix: true, only4: true, uid: 1337, sockets: proxy(15001, 15006, 0), args: []string{"--probe"}},
+	{name: "istio tproxy", rules: "istio-1.20-tproxy", uid: 1337, sockets: proxy(15001, 15006, 0), args: []string{"--probe"}, then: byMark("0x539", "133")},
+	{name: "nobody's, by mark", rules: "bymark.nft", uid: 4004, sockets: proxy(6001, 6002, 0), then: byMark("0x2a", "100")},
 	{name: "nobody's nft", rules: "sidecar.nft", uid: 2001, sockets: proxy(9001, 9002, 9053)},
 	{name: "nobody's tproxy", rules: "tproxy.nft", only4: true, uid: 3003, sockets: proxy(7001, 7002, 0)},
 	{name: "nobody's nft, listened as root", rules: "sidecar.nft", sockets: []string{"udp [::]:9053"}, then: func(p *pod) { p.handOver(2001, "tcp [::]:9001", "tcp [::]:9002") }},
@@ -235,6 +246,7 @@ var trials = []trial{
 	{name: "IPv6 is dropped", rules: "kuma-1.8.1", noSix: true, uid: 5678, sockets: kuma, then: func(p *pod) {
 		p.run("*filter\n:INPUT DROP\n:OUTPUT DROP\n-A INPUT -i lo -j ACCEPT\n-A OUTPUT -o lo -j ACCEPT\nCOMMIT\n", "ip6tables-restore", "-n")
 	}},
+	{name: "a resolver of its own", rules: "kuma-1.8.1", uid: 5678, sockets: append([]string{"udp 127.0.0.53:53"}, kuma...), args: []string{"--dns-server", "127.0.0.53"}},
 
 	{name: "Docker's DNS is no proxy", uid: 5678, then: func(p *pod) {
 		p.run("*nat\n:OUTPUT ACCEPT\n:DOCKER_OUTPUT -\n-A OUTPUT -d 127.0.0.11 -j DOCKER_OUTPUT\n-A DOCKER_OUTPUT -d 127.0.0.11 -p tcp --dport 53 -j DNAT --to-destination 127.0.0.11:41231\n"+
@@ -320,6 +332,27 @@ var trials = []trial{
 		p.run("", "iptables", "-t", "nat", "-X", "KUMA_MESH_OUTBOUND")
 		p.run("", "iptables", "-t", "nat", "-X", "KUMA_MESH_OUTBOUND_REDIRECT")
 	}, want: "redirect-missing", says: "outbound"},
+	{name: "istio tproxy, no route by mark", rules: "istio-1.20-tproxy", tool: "legacy", uid: 1337, sockets: proxy(15001, 15006, 0), want: "redirect-missing", says: "mark 0x539", fix: "ip rule add fwmark 0x539 lookup 133", mended: true},
+	{name: "istio tproxy, no route by mark for IPv6", rules: "istio-1.20-tproxy", uid: 1337, sockets: proxy(15001, 15006, 0), then: func(p *pod) {
+		p.run("", "ip", "rule", "add", "fwmark", "0x539", "lookup", "133")
+		p.run("", "ip", "route", "add", "local", "default", "dev", "lo", "table", "133")
+		p.run("", "ip", "-6", "rule", "add", "fwmark", "0x539", "lookup", "133")
+	}, want: "redirect-missing", fix: "ip -6 route add local default dev lo table 133", mended: true},
+	{name: "by mark, and no route", rules: "bymark.nft", only4: true, uid: 4004, sockets: proxy(6001, 6002, 0), want: "redirect-missing", says: "mark 0x2a", mended: true},
+	{name: "by mark, and no rule", rules: "bymark.nft", only4: true, uid: 4004, sockets: proxy(6001, 6002, 0), then: func(p *pod) {
+		p.run("", "ip", "route", "add", "local", "default", "dev", "lo", "table", "42")
+		p.run("", "ip", "rule", "add", "fwmark", "0x2b", "lookup", "42")
+	}, want: "redirect-missing", fix: "lookup 42", mended: true},
+	{name: "by mark, and no rule for IPv6", rules: "bymark.nft", uid: 4004, sockets: proxy(6001, 6002, 0), then: func(p *pod) {
+		p.run("", "ip", "rule", "add", "fwmark", "0x2a", "lookup", "100")
+		p.run("", "ip", "route", "add", "local", "default", "dev", "lo", "table", "100")
+	}, want: "redirect-bypassed-ipv6", says: "mark 0x2a", mended: true},
+	{name: "by mark, and another rule first", rules: "bymark.nft", only4: true, uid: 4004, sockets: proxy(6001, 6002, 0), then: func(p *pod) {
+		byMark("0x2a", "100")(p)
+		p.run("", "ip", "rule", "add", "pref", "5", "lookup", "main")
+	}, want: "redirect-missing", says: "mark 0x2a", fix: "pref 1", mended: true},
+	{name: "by mark, and nobody there", rules: "bymark.nft", only4: true, uid: 4004, sockets: proxy(6003, 6002, 0), then: byMark("0x2a", "100"), want: "redirect-target-not-listening", says: "6001"},
+	{name: "by mark, and another user", rules: "bymark.nft", only4: true, uid: 4005, sockets: proxy(6001, 6002, 0), then: byMark("0x2a", "100"), want: "redirect-loop", says: "uid 4005", mended: true},
 	{name: "DNS of the proxy itself", rules: "kuma-1.8.1", only4: true, noSix: true, uid: 5678, sockets: kuma,
 		four: []change{cut("-A OUTPUT -p udp -m udp --dport 53 -m owner --uid-owner 5678 -j RETURN"), cut("-A OUTPUT -p udp -m udp --dport 53 -m owner --gid-owner 5678 -j RETURN")},
 		want: "redirect-loop", mended: true},
@@ -523,6 +556,10 @@ func TestUncheckedIsNotSound(t *testing.T) {
 // TestNamesOfProcesses finds the names that a process was given which says that it is kuma-dp.
 func TestNamesOfProcesses(t *testing.T) {
 	cli := buildCLI(t)
+	resource := filepath.Join(t.TempDir(), "dp.yaml")
+	if err := os.WriteFile(resource, []byte("type: Dataplane\nmesh: {{mesh}}\nname: {{ name }}\nnetworking: {inbound: [{tags: {kuma.io/service: web}}]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name  string
 		args  []string
@@ -535,6 +572,8 @@ func TestNamesOfProcesses(t *testing.T) {
 		{"Kubernetes", []string{"run"}, []string{"KUMA_DATAPLANE_MESH=default", "KUMA_DATAPLANE_NAME=web-5d4f.shop", "POD_NAMESPACE=shop"}, 0, ""},
 		{"elsewhere", []string{"run", "--mesh", "default", "--dataplane-var", "name=web-1"}, nil, 0, ""},
 		{"a dotted proxy", []string{"run", "--mesh", "default", "--name=web.1"}, nil, 1, "mesh default.web, proxy 1"},
+		{"a resource", []string{"run", "-d", resource, "--dataplane-var", "name=dp-1,mesh=aa.a"}, nil, 1, "mesh aa, proxy a.dp-1"},
+		{"a sound resource", []string{"run", "--dataplane-var=name=dp-1", "-v", "mesh=m"}, []string{"KUMA_DATAPLANE_RUNTIME_RESOURCE_PATH=" + resource}, 0, ""},
 		{"no name", []string{"version"}, nil, 3, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -123,7 +123,7 @@ func (h *half) within(l *trace.RedirectLeg) []step {
 		owner = netfilter.Owner{Known: true, UID: p.UID, GID: p.GID, GIDKnown: p.HasGID}
 	}
 	after := l.Packet
-	if l.Taken {
+	if l.Taken && l.Kind != string(netfilter.DivertTProxy) {
 		after.Dst = l.Target
 	}
 	lo := h.lo()

@@ -6,7 +6,7 @@ type MeshName struct {
 	Name      string // of the proxy; "" not known
 	Namespace string // of Kubernetes; "" elsewhere
 	Service   string
-	// MeshFrom and NameFrom are the flag or variable that said so.
-	MeshFrom, NameFrom string
-	Process            Process // zero for names that the user asked about
+	// MeshFrom and the like are the flag, variable or file that said so.
+	MeshFrom, NameFrom, ServiceFrom string
+	Process                         Process // zero for names that the user asked about
 }

@@ -153,7 +153,22 @@ type RedirectLeg struct {
 	DropAnswer bool // it is the answer that is dropped
 	OnLoopback bool
 
+	// Lacks is the route by mark without which it does not get to its socket, or what is to be sent back to
+	// that does not; nil: it needs none, or has it.
+	Lacks *MarkRoute
+
 	Probe RedirectProbe
+}
+
+// MarkRoute is how a namespace has packets with a mark delivered to itself: a routing rule leads
+// to a table, in which a route of type local takes all addresses.
+type MarkRoute struct {
+	Mark  uint32
+	Table uint32 // that a rule, or a route, is there for; else one that nobody uses
+	Rule  bool   // there is a rule for the mark, to that table
+	Route bool   // there is such a route in that table
+	// Answers: it is what the application answers that needs it. The proxy calls it from the address of the client.
+	Answers bool
 }
 
 // RedirectProbe is a real handshake.

@@ -95,8 +95,13 @@ func (t *Table) joinLeg(p *path, ev *trace.Event) {
 // was meant for the same server, else any; one with which it has not gone on yet.
 func (t *Table) cameFrom(ns trace.Netns, from netip.Addr, server netip.AddrPort, pid uint32, now time.Time) (*path, trace.Confidence) {
 	pass := isPassthrough(from)
-	isProxy := pid != 0 && t.cfg.Proxy != nil && t.cfg.Proxy(ns, pid)
-	if !pass && !isProxy {
+	isProxy, known := false, false
+	if t.cfg.Proxy != nil {
+		isProxy, known = t.cfg.Proxy(ns, pid)
+	}
+	// As long as nobody knows the proxy: a process that calls the very server that another one was kept from calling.
+	guess := !pass && !isProxy
+	if guess && (known || pid == 0) {
 		return nil, 0
 	}
 	var best *path
@@ -116,6 +121,8 @@ func (t *Table) cameFrom(ns trace.Netns, from netip.Addr, server netip.AddrPort,
 			continue
 		case pass && q.joined.outward, pid != 0 && q.process.PID == pid && q.joined.outward:
 			continue // it is the proxy's own call, or of the other direction
+		case guess && (q.server != server || !q.joined.outward || len(q.joined.onward) > 0 || q.process.PID == 0):
+			continue
 		}
 		if len(q.joined.onward) == 0 {
 			fits++
@@ -127,7 +134,7 @@ func (t *Table) cameFrom(ns trace.Netns, from netip.Addr, server netip.AddrPort,
 	switch {
 	case best == nil:
 		return nil, 0
-	case fits == 1 && best.server == server && len(best.joined.onward) == 0:
+	case fits == 1 && best.server == server && len(best.joined.onward) == 0 && !guess:
 		return best, trace.Certain
 	case best.server == server && len(best.joined.onward) == 0:
 		return best, trace.Likely

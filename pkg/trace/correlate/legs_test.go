@@ -80,7 +80,7 @@ func TestWhoIsNoProxyJoinsNothing(t *testing.T) {
 	const proxy = 77
 	for name, pid := range map[string]uint32{"the proxy": proxy, "an application": 78} {
 		t.Run(name, func(t *testing.T) {
-			s := newScene(t, Config{Proxy: func(ns trace.Netns, pid uint32) bool { return ns == pod && pid == proxy }})
+			s := newScene(t, Config{Proxy: func(ns trace.Netns, pid uint32) (is, known bool) { return ns == pod && pid == proxy, true }})
 			s.enter("198.51.100.7:40000", 100)
 			onward := tcp("10.0.0.5:50000", "203.0.113.9:80")
 			s.add(trace.Event{Hook: trace.HookSocketState, NewState: stateSYNSent, Netns: pod, Tuple: trace.Tuple{Protocol: trace.TCP, Dst: onward.Dst, Src: onward.Src}, Process: trace.Process{PID: pid}})

@@ -15,8 +15,9 @@ type Config struct {
 	Linger   time.Duration // how long a closed path is followed; default 2 s
 	// Place names the namespace that had an inode at a time; nil leaves names empty. It must be cheap.
 	Place func(trace.Netns, time.Time) trace.Place
-	// Proxy reports whether a process is one to which rules of a namespace send connections; nil: nobody knows.
-	Proxy func(ns trace.Netns, pid uint32) bool
+	// Proxy reports whether a process is one to which rules of a namespace send connections, and whether it is
+	// known which of its processes are; nil: nobody knows.
+	Proxy func(ns trace.Netns, pid uint32) (is, known bool)
 }
 
 func (c *Config) setDefaults() {

@@ -38,7 +38,7 @@ func MeshName(n *trace.MeshName, place trace.Place, at time.Time) []trace.Findin
 func foundIn(n *trace.MeshName) string {
 	var parts []string
 	for _, p := range []struct{ what, value, from string }{
-		{"mesh", n.Mesh, n.MeshFrom}, {"proxy", n.Name, n.NameFrom}, {"namespace", n.Namespace, ""}, {"service", n.Service, ""},
+		{"mesh", n.Mesh, n.MeshFrom}, {"proxy", n.Name, n.NameFrom}, {"namespace", n.Namespace, ""}, {"service", n.Service, n.ServiceFrom},
 	} {
 		if p.value == "" {
 			continue

@@ -20,6 +20,7 @@ func Redirection(r *trace.Redirection) []trace.Finding {
 		return j.found
 	}
 	j.looped()
+	j.unrouted()
 	j.partial()
 	j.strays()
 	j.pastResolver()
@@ -197,7 +198,8 @@ func (j *redirectJudge) installed() bool {
 		return false
 	}
 	for _, f := range families {
-		if f.Redirects() || len(f.Dangling) > 0 {
+		lacks := func(l trace.RedirectLeg) bool { return l.Lacks != nil }
+		if f.Redirects() || len(f.Dangling) > 0 || slices.ContainsFunc(f.Legs, lacks) {
 			return true
 		}
 	}

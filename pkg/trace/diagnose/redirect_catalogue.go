@@ -41,7 +41,7 @@ var redirectMissing = Rule{
 	Title:    "a proxy listens, but traffic goes past it: no redirect rules",
 	Severity: trace.Error,
 	Doc: "No rule of the namespace redirects what applications send or get to a transparent proxy: the rules were never written (the CNI plugin is not installed, or failed), or a part of them is missing: " +
-		"a chain that redirects, to which no rule leads; a mesh's chain in which nothing redirects; DNS that is redirected for other name servers than that of the application; or what the proxy sends to its own namespace is not brought back to it. " +
+		"a chain that redirects, to which no rule leads; a mesh's chain in which nothing redirects; DNS that is redirected for other name servers than that of the application; or what the proxy sends to its own namespace is not brought back to it; rules that mark packets for the proxy (TPROXY), and no routing rule and local route that lead the mark there. " +
 		"netfilter is asked what it would do with sample packets, so it does not matter how the rules are written. A rule that lets traffic go on purpose is an exclusion, no fault.",
 }
 

@@ -35,7 +35,7 @@ func missingRoles(has, lacks *trace.RedirectFamily) []trace.RedirectRole {
 	var out []trace.RedirectRole
 	for _, role := range []trace.RedirectRole{trace.RoleOutbound, trace.RoleInbound} {
 		l := lacks.Leg(role)
-		if has.Takes(role) && l != nil && !l.Taken && l.Drop == nil && len(l.Doubts) == 0 {
+		if has.Takes(role) && l != nil && !l.Taken && l.Lacks == nil && l.Drop == nil && len(l.Doubts) == 0 {
 			out = append(out, role)
 		}
 	}

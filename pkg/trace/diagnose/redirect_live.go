@@ -39,7 +39,7 @@ func DependsOnRedirect(c *trace.Case) bool {
 func RedirectPacket(c *trace.Case) (trace.RedirectRole, trace.Tuple) {
 	packet, made := meantHere(c)
 	switch {
-	case !made:
+	case !made, c.Symptom == trace.SymptomPassed && AnswerStrayed(&c.Path):
 		return trace.RoleInbound, packet
 	case packet.Dst.Port() == dnsPort && packet.Protocol == trace.UDP:
 		return trace.RoleDNS, packet
@@ -165,7 +165,7 @@ func isMesh(r *trace.Redirection) bool {
 	for i := range r.Families {
 		for _, l := range r.Families[i].Legs {
 			general := l.Role == trace.RoleOutbound || l.Role == trace.RoleInbound || l.Role == trace.RoleDNS || l.Role == trace.RoleDNSTCP
-			if general && l.Taken && (l.Kind != "dnat" || l.Target.Addr().IsLoopback()) {
+			if general && (l.Lacks != nil || l.Taken && (l.Kind != "dnat" || l.Target.Addr().IsLoopback())) {
 				return true
 			}
 		}
@@ -238,8 +238,8 @@ func explainRedirectMissing(c *trace.Case, s *trace.HostState) *explanation {
 	if c.Symptom == trace.SymptomRefused && isPassthrough(c.Event.Tuple.Dst.Addr()) {
 		return notBroughtBack(c, s)
 	}
-	if !wentPast(c, s) {
-		return nil
+	if e := explainUnrouted(c, s, redirectMissing.ID); e != nil || !wentPast(c, s) {
+		return e
 	}
 	leg := askedLeg(s)
 	twin := len(s.Redirect.Twins) > 0 && s.Redirect.Twins[0].Taken
@@ -304,6 +304,9 @@ func letGo(r *trace.Redirection) string {
 func meshOf(r *trace.Redirection) (*mesh.Mesh, bool) { return (&redirectJudge{r: r}).mesh() }
 
 func explainBypassedIPv6(c *trace.Case, s *trace.HostState) *explanation {
+	if e := explainUnrouted(c, s, redirectBypassedIPv6.ID); e != nil {
+		return e
+	}
 	leg := askedLeg(s)
 	if !wentPast(c, s) || !leg.Packet.Is6() || len(s.Redirect.Twins) == 0 || !s.Redirect.Twins[0].Taken {
 		return nil

@@ -116,6 +116,19 @@ func TestExplainRedirection(t *testing.T) {
 	noMesh := filtered
 	noMesh.Redirect = redirection()
 	none(noMesh.Redirect)
+	lacking := func(role trace.RedirectRole, answers bool) func(*trace.Redirection) {
+		return func(r *trace.Redirection) {
+			l := r.Families[0].Leg(role)
+			l.Taken, l.Kind, l.Lacks = answers, "tproxy", &trace.MarkRoute{Mark: 1337, Table: 133, Rule: true, Answers: answers}
+		}
+	}
+	unrouted, noWayBack := past(trace.RoleOutbound, outward4, nil), past(trace.RoleInbound, inward4, app)
+	unrouted.Lacks, noWayBack.Lacks = &trace.MarkRoute{Mark: 1337}, &trace.MarkRoute{Mark: 1337, Answers: true}
+	noWayBack.Taken, noWayBack.Kind = true, "tproxy"
+	strayed := goingBy(inward4, trace.Device{})
+	strayed.Path.Connection = inward4
+	strayed.Path.Request[0].Out = trace.Device{Index: 1, Name: "lo"}
+	strayed.Path.Reply = []trace.Hop{{Place: meshPod, Out: eth0, Tuple: inward4.Reverse(), Count: 1}}
 	martian := dropped(tuple("198.51.100.7:41822", "127.0.0.1:15006"), "IP_LOCALNET", "ip_rcv_finish_core")
 	for _, tt := range []struct {
 		name string
@@ -172,6 +185,10 @@ func TestExplainRedirection(t *testing.T) {
 			l.Taken, l.Kind, l.Target = true, "tproxy", netip.MustParseAddrPort("10.0.0.5:15006")
 			return l
 		}(), nil), "redirect-target-not-listening", trace.Certain},
+		{"marked for the proxy, and not routed by it", goingBy(outward4, trace.Device{}), with(unrouted, lacking(trace.RoleOutbound, false)), "redirect-missing", trace.Certain},
+		{"TPROXY without a way back, and a client that was served", goingBy(inward4, eth0), with(noWayBack, lacking(trace.RoleInbound, true)), "", 0},
+		{"TPROXY without a way back", strayed, with(noWayBack, lacking(trace.RoleInbound, true)), "redirect-missing", trace.Certain},
+		{"an answer that left, and a way back", strayed, with(taken, nil), "", 0},
 		{"a filter on lo", blocked, filtered, "loopback-blocked", trace.Certain},
 		{"a filter on lo, without a mesh", blocked, noMesh, "netfilter-drop", trace.Certain},
 		{"from outside to 127.0.0.1", martian, trace.HostState{DstLocal: true, Onward: found}, "route-localnet-disabled", trace.Certain},

@@ -14,6 +14,9 @@ func (j *redirectJudge) partial() {
 	for _, f := range j.families() {
 		for i := range f.Dangling {
 			c := &f.Dangling[i]
+			if l := f.Leg(c.Role); l != nil && l.Lacks != nil {
+				continue // it is led there, but for a route
+			}
 			if f.Takes(c.Role) || f.Six && !f.Used || f.Six && j.takesElsewhere(f, c.Role) {
 				continue // it is redirected all the same; or nobody misses it; or that is redirect-bypassed-ipv6
 			}

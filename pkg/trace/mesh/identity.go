@@ -31,9 +31,6 @@ func (i Identity) AsRead() Identity {
 	return read
 }
 
-// Misread reports whether the identifier is taken for another proxy's, or that of none.
-func (i Identity) Misread() bool { return i.AsRead() != i }
-
 // Other is another identity with the same joined identifier: the one that Kuma
 // takes it for or, where it reads it well, the one that it might be meant for.
 // False when there is no other of non-empty names.
@@ -51,25 +48,7 @@ func (i Identity) Other() (Identity, bool) {
 // mostLabel is the length of a DNS label (RFC 1035, section 2.3.4).
 const mostLabel = 63
 
-// IsLabel reports whether a name is a label as Kubernetes takes RFC 1035:
-// lower-case letters, digits and hyphens, a letter first, no hyphen last.
-func IsLabel(name string) bool {
-	if name == "" || len(name) > mostLabel {
-		return false
-	}
-	for i, r := range []byte(name) {
-		switch {
-		case r >= 'a' && r <= 'z':
-		case (r >= '0' && r <= '9') && i > 0:
-		case r == '-' && i > 0 && i < len(name)-1:
-		default:
-			return false
-		}
-	}
-	return true
-}
-
-// Label is a label that resembles a name; "" when nothing is left of it.
+// Label is a label, as Kubernetes takes RFC 1035, that resembles a name; "" when nothing is left of it.
 func Label(name string) string {
 	var b strings.Builder
 	for _, r := range strings.ToLower(name) {

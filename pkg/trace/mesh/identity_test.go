@@ -18,7 +18,7 @@ func TestIdentity(t *testing.T) {
 		{Identity{Mesh: "aa.a", Name: "web", Namespace: "shop"}, Identity{Mesh: "aa", Name: "a.web", Namespace: "shop"}, true},
 		{Identity{Mesh: "aa", Name: "a.web", Namespace: "shop"}, Identity{Mesh: "aa.a", Name: "web", Namespace: "shop"}, false},
 	} {
-		if got := tt.is.Misread(); got != tt.misread {
+		if got := tt.is.AsRead() != tt.is; got != tt.misread {
 			t.Errorf("%+v: misread %t", tt.is, got)
 		}
 		other, ok := tt.is.Other()
@@ -37,7 +37,7 @@ func TestLabel(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "a.b", "A", "1a", "-a", "a-", "a_b", strings.Repeat("a", 64)} {
-		if IsLabel(bad) {
+		if isLabel(bad) {
 			t.Errorf("%q is a label", bad)
 		}
 	}
@@ -69,17 +69,35 @@ func FuzzIdentity(f *testing.F) {
 		if ok && (other == i || other.Joined() != i.Joined()) {
 			t.Errorf("%+v: other %+v", i, other)
 		}
-		if IsLabel(mesh) && i.Misread() && !strings.Contains(namespace, ".") {
+		if isLabel(mesh) && i.AsRead() != i && !strings.Contains(namespace, ".") {
 			t.Errorf("%+v is misread as %+v", i, i.AsRead())
 		}
-		if IsLabel(mesh) && IsLabel(name) && ok && !strings.Contains(namespace, ".") {
+		if isLabel(mesh) && isLabel(name) && ok && !strings.Contains(namespace, ".") {
 			t.Errorf("%+v has another reading: %+v", i, other)
 		}
-		if l := Label(name); l != "" && !IsLabel(l) {
+		if l := Label(name); l != "" && !isLabel(l) {
 			t.Errorf("label %q of %q is none", l, name)
 		}
 		if m := OfChain(name); m != nil && m.Name == "" {
 			t.Error("a mesh without name")
 		}
 	})
+}
+
+// isLabel reports whether a name is a label as Kubernetes takes RFC 1035:
+// lower-case letters, digits and hyphens, a letter first, no hyphen last.
+func isLabel(name string) bool {
+	if name == "" || len(name) > mostLabel {
+		return false
+	}
+	for i, r := range []byte(name) {
+		switch {
+		case r >= 'a' && r <= 'z':
+		case (r >= '0' && r <= '9') && i > 0:
+		case r == '-' && i > 0 && i < len(name)-1:
+		default:
+			return false
+		}
+	}
+	return true
 }
