@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // baseline are the settings that labs rely on. A new namespace may inherit the
@@ -39,19 +41,22 @@ func forwarding(f Family) string {
 }
 
 // writeSysctl sets a kernel setting of the calling thread's network namespace.
+// It is done often: without the poller's registration, which os.File brings.
 func writeSysctl(s Sysctl) error {
-	path := filepath.Join("/proc/sys", strings.ReplaceAll(s.Name, ".", "/"))
-	file, err := os.OpenFile(path, os.O_WRONLY, 0)
+	file, err := unix.Open(s.path(), unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("set %s=%s: %w", s.Name, s.Value, err)
 	}
-	_, err = file.WriteString(s.Value)
-	return wrap("set "+s.Name+"="+s.Value, errors.Join(err, file.Close()))
+	_, err = unix.Write(file, []byte(s.Value))
+	return wrap("set "+s.Name+"="+s.Value, errors.Join(err, unix.Close(file)))
 }
+
+// path is the setting's file.
+func (s Sysctl) path() string { return "/proc/sys/" + strings.ReplaceAll(s.Name, ".", "/") }
 
 // writeBaseline sets the baseline. A kernel without IPv6 can still run the IPv4 labs.
 func writeBaseline(f Family) error {
-	for _, s := range baseline() {
+	for _, s := range departures.find() {
 		err := writeSysctl(s)
 		if f == IPv4 && strings.HasPrefix(s.Name, "net.ipv6.") && errors.Is(err, os.ErrNotExist) {
 			continue
@@ -61,4 +66,28 @@ func writeBaseline(f Family) error {
 		}
 	}
 	return nil
+}
+
+// departures are the settings of the baseline that a new namespace does not have by itself.
+var departures departing
+
+type departing struct {
+	once     sync.Once
+	settings []Sysctl
+}
+
+// find has them from the calling thread's namespace, which is new and the first of this process;
+// the others begin as it did. Each is set before the next is read, as some reset others.
+func (d *departing) find() []Sysctl {
+	d.once.Do(func() {
+		for _, s := range baseline() {
+			value, err := os.ReadFile(s.path())
+			if err == nil && strings.TrimSpace(string(value)) == s.Value {
+				continue
+			}
+			d.settings = append(d.settings, s)
+			writeSysctl(s) // reported by whoever sets it for good
+		}
+	})
+	return d.settings
 }

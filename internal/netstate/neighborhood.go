@@ -1,7 +1,10 @@
 package netstate
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -77,13 +80,23 @@ func linkedTo(ns trace.Netns, open map[trace.Netns]netns.NsHandle) ([]trace.Netn
 		return nil, nil
 	}
 	var peers []trace.Netns
-	for other, handle := range open {
-		if other == ns {
-			continue
+	for _, other := range byDistance(ns, open) {
+		if len(ids) == 0 {
+			break // there may be many more, none of which is linked to
 		}
-		if id, err := h.GetNetNsIdByFd(int(handle)); err == nil && ids[id] {
+		if id, err := h.GetNetNsIdByFd(int(open[other])); err == nil && ids[id] {
 			peers = append(peers, other)
+			delete(ids, id)
 		}
 	}
 	return peers, nil
+}
+
+// byDistance returns the others, first those that are probably linked: namespaces
+// that were made together have inodes near each other.
+func byDistance(ns trace.Netns, open map[trace.Netns]netns.NsHandle) []trace.Netns {
+	distance := func(other trace.Netns) trace.Netns { return max(ns, other) - min(ns, other) }
+	others := slices.DeleteFunc(slices.Collect(maps.Keys(open)), func(other trace.Netns) bool { return other == ns })
+	slices.SortFunc(others, func(a, b trace.Netns) int { return cmp.Compare(distance(a), distance(b)) })
+	return others
 }
