@@ -4,11 +4,14 @@ package vm
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -23,6 +26,7 @@ func TestModulesAppearLater(t *testing.T) {
 	unloadFilters(t)
 	server := startAgent(t)
 	before := statusOf(t, server...)
+	checkStatus(t, before, "plus")
 	waiting := awaitModules(before)
 	if before.Tier == "plus" && len(waiting) == 0 {
 		t.Errorf("no hook waits for a module: %+v", before.Hooks)
@@ -41,39 +45,6 @@ func TestModulesAppearLater(t *testing.T) {
 	}
 	explain(t, server, "routed-forward-drop")
 	condition{name: "modules loaded after the agent started"}.note(t, "")
-}
-
-// Open vSwitch's module is loaded when its daemon starts, which may be after the
-// agent, too. Why the datapath could not ask its daemon is told by a function of it.
-func TestSwitchAppearsLater(t *testing.T) {
-	const hook = "openvswitch:ovs_dp_upcall"
-	if _, err := os.Stat("/sys/module/openvswitch"); err == nil {
-		t.Fatal("openvswitch is loaded already")
-	}
-	t.Cleanup(func() {
-		// With it, older kernels put fragments together in all namespaces.
-		if out, err := exec.Command("modprobe", "-r", "openvswitch").CombinedOutput(); err != nil {
-			t.Errorf("modprobe -r openvswitch: %v: %s", err, out)
-		}
-	})
-	server := startAgent(t)
-	before := statusOf(t, server...)
-	if h, found := before.named(hook); before.Tier == "plus" && (!found || h.State != "absent" || h.Reason != "module openvswitch is not loaded; attached when it is") {
-		t.Errorf("before: %+v", h)
-	}
-	if out, err := exec.Command("modprobe", "openvswitch").CombinedOutput(); err != nil {
-		t.Fatalf("modprobe openvswitch: %v: %s", err, out)
-	}
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(time.Second) {
-		if h, _ := statusOf(t, server...).named(hook); h.State != "absent" {
-			break
-		}
-	}
-	if h, _ := statusOf(t, server...).named(hook); before.Tier == "plus" && h.State != "attached" {
-		t.Errorf("after: %+v", h)
-	}
-	explain(t, server, "switched-no-daemon")
-	condition{name: "module openvswitch loaded after the agent started"}.note(t, "")
 }
 
 // awaitModules are the hooks that wait for a module, each with the module's name.
@@ -141,29 +112,57 @@ func filterModule(name string) bool {
 	return false
 }
 
-// startAgent starts an agent, stops it when the test ends, and returns the flag
-// that lets replypath ask it.
+// startAgent returns the flag that lets replypath ask an agent. It is the same one
+// for all tests, started by the first: loading its programs takes seconds.
 func startAgent(t *testing.T) (server []string) {
 	t.Helper()
-	socket := filepath.Join(t.TempDir(), "agent.sock")
-	agent := exec.Command(program("replypath-agent"), "--listen", "unix://"+socket, "--metrics-listen", "")
-	var log bytes.Buffer
-	agent.Stderr = &log
-	if err := agent.Start(); err != nil {
-		t.Fatal(err)
+	started.once.Do(func() { started.server, started.err = started.start() })
+	if started.err != nil {
+		t.Fatalf("agent: %v\n%s", started.err, started.log.Bytes())
 	}
-	t.Cleanup(func() {
-		agent.Process.Signal(syscall.SIGTERM)
-		if err := agent.Wait(); err != nil || t.Failed() {
-			t.Errorf("agent: %v\n%s", err, log.Bytes())
-		}
-	})
+	return started.server
+}
+
+// agent is a running replypath-agent.
+type agent struct {
+	once   sync.Once
+	cmd    *exec.Cmd
+	log    bytes.Buffer
+	dir    string
+	server []string
+	err    error
+}
+
+var started agent
+
+func (a *agent) start() (server []string, err error) {
+	if a.dir, err = os.MkdirTemp("", "agent"); err != nil {
+		return nil, err
+	}
+	socket := filepath.Join(a.dir, "agent.sock")
+	a.cmd = exec.Command(program("replypath-agent"), "--listen", "unix://"+socket, "--metrics-listen", "")
+	a.cmd.Stderr = &a.log
+	if err := a.cmd.Start(); err != nil {
+		return nil, err
+	}
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if conn, err := net.Dial("unix", socket); err == nil {
 			conn.Close()
-			return []string{"--server", "unix://" + socket}
+			return []string{"--server", "unix://" + socket}, nil
 		}
 	}
-	t.Fatal("the agent does not listen")
+	return nil, errors.New("it does not listen")
+}
+
+// stop ends the agent, which must not have failed by then. There need not be one.
+func (a *agent) stop() error {
+	if a.cmd == nil || a.cmd.Process == nil || a.cmd.ProcessState != nil {
+		return nil
+	}
+	defer os.RemoveAll(a.dir)
+	a.cmd.Process.Signal(syscall.SIGTERM)
+	if err := a.cmd.Wait(); err != nil {
+		return fmt.Errorf("agent: %w\n%s", err, a.log.Bytes())
+	}
 	return nil
 }

@@ -23,7 +23,12 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "these tests change the host for good: run them in a virtual machine, with make test-vm")
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	status := m.Run()
+	if err := started.stop(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		status = 1
+	}
+	os.Exit(status)
 }
 
 // program returns the path of one of the programs under test.
