@@ -155,8 +155,9 @@ const introduction = `<!-- Written by make test-vm (test/vm/matrix); run it inst
 What replypath can do on which kernel, and how sure it is, measured on Debian's kernels in virtual machines: each lab was
 run with the real program, and what it found compared with the fault that is in the lab. What a kernel can is found out by
 trying, never by its version: a kernel between two columns is mostly like the older one, and ` + "`replypath status`" + ` tells.
-Columns that end with arm64 are of that processor, the others of amd64. 6.1 and 6.18, which lie between two others, are
-met with the labs over IPv4.
+Columns that end with arm64 are of that processor, the others of amd64. The oldest kernel and the newest are met with all
+labs. Those between share them: of the labs with the same finding and topology, each is met with every third one, and
+with at least one.
 
 To repeat it: ` + "`make test-vm`" + ` and ` + "`make test-arm64`" + `, or for one kernel ` + "`make test-vm KERNELS=6.1`" + `, which writes its
 column only.
