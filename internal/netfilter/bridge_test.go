@@ -105,7 +105,7 @@ func TestRoutedOverBridge(t *testing.T) {
 	router.run("", "ip", "link", "add", "br0", "type", "bridge")
 	router.run("", "ip", "link", "set", "p1", "master", "br0")
 	router.run("", "ip", "link", "set", "br0", "up")
-	router.run("", "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	router.set("net.ipv4.ip_forward=1")
 	a.address("a0", "10.4.0.1/24")
 	router.address("r0", "10.4.0.9/24")
 	router.address("br0", "10.3.0.9/24")

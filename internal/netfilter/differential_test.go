@@ -50,13 +50,10 @@ func newWire(t testing.TB) *wire {
 	w.firewall.address("f1", "10.2.0.1/24", "fd02::1/64")
 	w.server.address("s0", "10.2.0.2/24", "fd02::2/64")
 	w.server.address("lo", "203.0.113.9/32", "2001:db8:9::9/128")
-	w.client.run("", "ip", "route", "add", "default", "via", "10.1.0.1")
-	w.client.run("", "ip", "-6", "route", "add", "default", "via", "fd01::1")
-	w.server.run("", "ip", "route", "add", "default", "via", "10.2.0.1")
-	w.server.run("", "ip", "-6", "route", "add", "default", "via", "fd02::1")
-	w.firewall.run("", "ip", "route", "add", "203.0.113.0/24", "via", "10.2.0.2")
-	w.firewall.run("", "ip", "-6", "route", "add", "2001:db8:9::/48", "via", "fd02::2")
-	w.firewall.run("", "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.icmp_ratelimit=0")
+	w.client.run("route add default via 10.1.0.1\nroute add default via fd01::1\n", "ip", "-batch", "-")
+	w.server.run("route add default via 10.2.0.1\nroute add default via fd02::1\n", "ip", "-batch", "-")
+	w.firewall.run("route add 203.0.113.0/24 via 10.2.0.2\nroute add 2001:db8:9::/48 via fd02::2\n", "ip", "-batch", "-")
+	w.firewall.set("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.icmp_ratelimit=0")
 	// Nobody shall answer: an RST would end the connection that a test goes on with.
 	for _, s := range []*space{w.client, w.server} {
 		s.run("table inet quiet { chain out { type filter hook output priority 300; tcp flags & rst == rst drop; icmpv6 type destination-unreachable drop; icmp type destination-unreachable drop; }; }\n", "nft", "-f", "-")
@@ -279,7 +276,7 @@ COMMIT
 func (w *wire) round(t *testing.T, r *rand.Rand, hook trace.NetfilterHook, rules string, open bool) {
 	t.Helper()
 	// A connection that an earlier rule set has seen is not new.
-	w.firewall.run("", "conntrack", "-F")
+	w.firewall.forget()
 	var trials []*trial
 	seen := map[trace.Tuple]bool{}
 	for len(trials) < 30 {

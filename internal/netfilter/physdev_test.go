@@ -23,7 +23,7 @@ func TestBridgeNetfilter(t *testing.T) {
 	bridge.run("", "ip", "link", "set", "p0", "master", "br0")
 	bridge.run("", "ip", "link", "set", "p1", "master", "br0")
 	bridge.run("", "ip", "link", "set", "br0", "up")
-	bridge.run("", "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1")
+	bridge.set("net.bridge.bridge-nf-call-iptables=1")
 	a.address("a0", "10.3.0.1/24")
 	b.address("b0", "10.3.0.2/24")
 	ear := b.listen()

@@ -2,6 +2,7 @@ package netfilter
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/replypath/replypath/pkg/trace"
@@ -101,14 +102,17 @@ func TestShapes(t *testing.T) {
 
 // load replaces the rules.
 func (s *space) load(tool, rules string) {
-	s.run("", "nft", "flush", "ruleset")
-	for _, legacy := range []string{"iptables-legacy-restore", "ip6tables-legacy-restore"} {
-		s.run("*raw\nCOMMIT\n*filter\nCOMMIT\n", legacy)
+	if s.legacy {
+		for _, legacy := range []string{"iptables-legacy-restore", "ip6tables-legacy-restore"} {
+			s.run("*raw\nCOMMIT\n*filter\nCOMMIT\n", legacy)
+		}
 	}
+	s.legacy = strings.Contains(tool, "legacy")
 	if tool == "nft" {
-		s.run(rules, "nft", "-f", "-")
+		s.run("flush ruleset\n"+rules, "nft", "-f", "-")
 		return
 	}
+	s.run("", "nft", "flush", "ruleset")
 	s.run(rules, tool)
 }
 

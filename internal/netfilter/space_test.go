@@ -18,6 +18,8 @@ type space struct {
 	t    testing.TB
 	work chan func()
 	fd   int
+	// legacy: the rules that load put there last are iptables-legacy's.
+	legacy bool
 }
 
 // needRoot skips without root; with root a test that cannot work must fail.
@@ -60,8 +62,28 @@ func newSpace(t testing.TB) *space {
 		return netlink.LinkSetUp(lo)
 	})
 	// A link-local address is of use at once.
-	s.run("", "sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.accept_dad=0")
+	s.set("net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.accept_dad=0")
 	return s
+}
+
+// set sets sysctls. No program is started for it: there are many spaces, and starting one is slow where the machine is emulated.
+func (s *space) set(settings ...string) {
+	s.t.Helper()
+	s.do(func() error {
+		for _, setting := range settings {
+			name, value, _ := strings.Cut(setting, "=")
+			if err := os.WriteFile("/proc/sys/"+strings.ReplaceAll(name, ".", "/"), []byte(value), 0); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// forget empties the table of connections.
+func (s *space) forget() {
+	s.t.Helper()
+	s.do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
 }
 
 // in runs f on the namespace's thread.

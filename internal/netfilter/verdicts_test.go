@@ -163,7 +163,7 @@ var ignoreCounters = cmpopts.IgnoreFields(trace.FilterVerdict{}, "Packets", "Cou
 func (w *wire) try(t *testing.T, s scenario) trace.FilterVerdict {
 	t.Helper()
 	dropped, healthy := w.trial(t, s.dropped), w.trial(t, s.healthy)
-	w.firewall.run("", "conntrack", "-F")
+	w.firewall.forget()
 	delivered := w.shoot(t, []*trial{dropped, healthy})
 	if delivered[dropped.number] || !delivered[healthy.number] {
 		t.Fatalf("delivered: %v %v, want only the second", delivered[dropped.number], delivered[healthy.number])
@@ -276,7 +276,7 @@ COMMIT
 			rules = nftRules
 		}
 		w.firewall.run(rules, load...)
-		w.firewall.run("", "conntrack", "-F")
+		w.firewall.forget()
 		mapped, direct := w.trial(t, "FORWARD tcp 10.1.0.2:1000 10.2.0.2:80"), w.trial(t, "FORWARD tcp 10.1.0.2:1001 10.2.0.2:80")
 		mapped.tuple.Dst = vip // what is sent; the question is about what FORWARD sees
 		mapped.question.Conntrack = trace.Conntrack{Info: infoNew,

@@ -40,19 +40,15 @@ func newPod(t *testing.T, six, bare bool) *pod {
 	p := &pod{t, fmt.Sprintf("rdt%d-%d", os.Getpid(), time.Now().UnixNano()%1e9)}
 	p.host("ip", "netns", "add", p.name)
 	t.Cleanup(func() { exec.Command("ip", "netns", "del", p.name).Run() })
-	p.run("", "ip", "link", "set", "lo", "up")
-	if bare {
-		return p
+	setup := "link set lo up\n"
+	if !bare {
+		setup += "link add eth0 type veth peer name far\nlink set far up\nlink set eth0 up\n" +
+			"addr add 10.244.0.5/24 dev eth0\nroute add default via 10.244.0.1\n"
 	}
-	p.run("", "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far")
-	p.run("", "ip", "link", "set", "far", "up")
-	p.run("", "ip", "link", "set", "eth0", "up")
-	p.run("", "ip", "addr", "add", "10.244.0.5/24", "dev", "eth0")
-	p.run("", "ip", "route", "add", "default", "via", "10.244.0.1")
-	if six {
-		p.run("", "ip", "addr", "add", "fd00:244::5/64", "dev", "eth0", "nodad")
-		p.run("", "ip", "addr", "add", "::6/128", "dev", "lo", "nodad")
+	if six && !bare {
+		setup += "addr add fd00:244::5/64 dev eth0 nodad\naddr add ::6/128 dev lo nodad\n"
 	}
+	p.run(setup, "ip", "-batch", "-")
 	return p
 }
 
