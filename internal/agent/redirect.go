@@ -137,7 +137,7 @@ func (w *redirectWatch) consider(out []trace.Case, p *trace.Path, place trace.Pl
 		return out
 	}
 	c := trace.Case{Symptom: trace.SymptomPassed, Direction: trace.Request, Path: *p, Place: place, Proxied: taken,
-		Event: trace.Event{Time: p.Last, Netns: place.Netns, Device: in, InIndex: in.Index, Tuple: packet}}
+		Event: trace.Event{Time: p.Last, Netns: place.Netns, Device: in, InIndex: in.Index, Tuple: packet, Process: p.Process}}
 	if c.Event.Hook = trace.HookTransmit; in.Index != 0 {
 		c.Event.Hook = trace.HookReceive
 	}

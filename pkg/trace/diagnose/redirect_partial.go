@@ -83,6 +83,12 @@ func (j *redirectJudge) lacks(f *trace.RedirectFamily, c *trace.RedirectChain, l
 		if c.Backend == "nft" {
 			finding.Fix = []string{"# delete the rule with notrack: " + at(j.r.Place, "nft -a list ruleset")}
 		}
+	case c.Unmatched && c.Base:
+		port = c.Ports[0]
+		finding.Summary = fmt.Sprintf("%s of %s do not fit: none in chain %s is for %s traffic", j.rulesName(), here, c.Name, role)
+		finding.Cause = fmt.Sprintf("%s (%s) redirects to port %s, but its rules ask for a device, an address or a port that %s traffic does not have: it goes past the proxy.",
+			capital(at4), c.Backend, ports(c.Ports), role)
+		finding.Fix = []string{j.append4(c, f.Six, c.Name, fmt.Sprintf("-p tcp -j REDIRECT --to-ports %d", port), fmt.Sprintf("meta l4proto tcp redirect to :%d", port))}
 	case c.Unmatched:
 		finding.Summary = fmt.Sprintf("%s of %s do not fit: no %s traffic gets to chain %s", j.rulesName(), here, role, c.Name)
 		finding.Cause = fmt.Sprintf("%s (%s) redirects to port %s, and rules at %s lead there, but they ask for a device, an address or a port that %s traffic does not have: it goes past the proxy.",
