@@ -137,7 +137,7 @@ func (w *redirectWatch) consider(out []trace.Case, p *trace.Path, place trace.Pl
 		return out
 	}
 	c := trace.Case{Symptom: trace.SymptomPassed, Direction: trace.Request, Path: *p, Place: place, Proxied: taken,
-		Event: trace.Event{Time: p.Last, Netns: place.Netns, Device: in, InIndex: in.Index, Tuple: packet, Process: p.Process}}
+		Event: trace.Event{Time: p.Last, Netns: place.Netns, Device: in, InIndex: in.Index, Tuple: packet}}
 	if c.Event.Hook = trace.HookTransmit; in.Index != 0 {
 		c.Event.Hook = trace.HookReceive
 	}
@@ -391,7 +391,10 @@ func (w *redirectWatch) storm(c *trace.Case) {
 	var client *trace.Path
 	for pid, m := range s.makers {
 		if _, proxy := s.proxies[pid]; proxy {
-			c.Repeats += m.count
+			if c.Repeats += m.count; c.Looped == nil {
+				own := m.first
+				c.Looped = &own
+			}
 		} else if client == nil || m.first.First.Before(client.First) {
 			client = &m.first
 		}

@@ -143,6 +143,8 @@ type RedirectLeg struct {
 	// Family, Table and Base are of the base chain that the packet came through last.
 	Family, Table, Base string
 	Zone                uint16 // of connection tracking
+	// AnswerZone is that of its answer, which makes them two connections where it is another: its source is not restored.
+	AnswerZone uint16
 	// Untracked: a rule exempts it from that, so that it is not redirected.
 	Untracked bool
 	Doubts    []string

@@ -30,6 +30,8 @@ func DependsOnRedirect(c *trace.Case) bool {
 		return isLocalnetDrop(ev) || isNetfilterDrop(c) && !ev.HasRoute && c.Direction == trace.Request && ev.Flags.IsSYN() || isNetfilterDrop(c) && (onLoopback(c) || wasRedirected(c))
 	case trace.SymptomSilence:
 		return wasRedirected(c)
+	case trace.SymptomUnmatched:
+		return isUnrestored(c)
 	}
 	return false
 }
@@ -401,20 +403,20 @@ func explainRedirectLoop(c *trace.Case, s *trace.HostState) *explanation {
 	return e
 }
 
-// cameBack is a call of the proxy to another host that was sent to the port at which it listens itself, though
+// cameBack tells of a call of the proxy to another host that was sent to the port at which it listens itself, though
 // rules would let its packets go: if they had the mark that these ask for.
 func cameBack(c *trace.Case, s *trace.HostState) *explanation {
-	r, leg := s.Redirect, askedLeg(s)
-	if leg == nil || !leg.Taken || leg.Role != trace.RoleOutbound || leg.Packet.Src.Addr() == leg.Packet.Dst.Addr() ||
-		c.Event.Process.PID == 0 || c.Event.Process.PID != r.Proxy.Process.PID {
+	r, p := s.Redirect, c.Looped
+	if p == nil || len(p.Request) == 0 || p.Process.PID == 0 || p.Process.PID != r.Proxy.Process.PID || p.Connection.Src.Addr() == p.Connection.Dst.Addr() {
 		return nil
 	}
-	family := slices.IndexFunc(r.Families, func(f trace.RedirectFamily) bool { return f.Six == leg.Packet.Is6() })
+	family := slices.IndexFunc(r.Families, func(f trace.RedirectFamily) bool { return f.Six == p.Connection.Is6() })
 	if family < 0 {
 		return nil
 	}
 	f := &r.Families[family]
-	if out := f.Leg(trace.RoleOutbound); out == nil || out.Target != leg.Target {
+	leg := f.Leg(trace.RoleOutbound)
+	if leg == nil || !leg.Taken || leg.Target.Port() != p.Request[0].Tuple.Dst.Port() {
 		return nil
 	}
 	j := &redirectJudge{r: r}
@@ -422,11 +424,12 @@ func cameBack(c *trace.Case, s *trace.HostState) *explanation {
 		confidence: trace.Certain, fault: "proxy's own traffic", hook: "OUTPUT", direction: trace.Request,
 		summary: fmt.Sprintf("%s is redirected to itself in %s", j.proxyName(), name(c.Place)),
 		cause: fmt.Sprintf("What %s sends to %s is redirected to port %d, where it listens itself: each connection makes another, until ports or memory run out. ",
-			j.proxyName(), leg.Packet.Dst, leg.Target.Port()),
-		fix: []string{"# let the rules of " + name(c.Place) + " except what the proxy sends, by its user or group: " + j.insert(leg, "OUTPUT", fmt.Sprintf("! -o lo -m owner --uid-owner %d -j RETURN", leg.UID),
-			fmt.Sprintf("oifname != lo meta skuid %d return", leg.UID))},
-		verify:   []string{j.verify()},
-		evidence: []trace.Evidence{met(c), state(s, "%s: %s to %s (%s)", leg.Packet, leg.Kind, leg.Target, ruleName(leg))},
+			j.proxyName(), p.Connection.Dst, leg.Target.Port()),
+		fix: []string{"# let the rules of " + name(c.Place) + " except what the proxy sends, by its user or group: " + j.insert(leg, "OUTPUT", fmt.Sprintf("! -o lo -m owner --uid-owner %d -j RETURN", r.Proxy.UID),
+			fmt.Sprintf("oifname != lo meta skuid %d return", r.Proxy.UID))},
+		verify: []string{j.verify()},
+		evidence: []trace.Evidence{met(c), {Time: p.First, Text: fmt.Sprintf("pid %d called %s, and was sent to %s", p.Process.PID, p.Connection.Dst, p.Request[0].Tuple.Dst)},
+			state(s, "%s: %s to %s (%s)", leg.Packet, leg.Kind, leg.Target, ruleName(leg))},
 	}
 	if len(f.Marks) > 0 {
 		mark := fmt.Sprintf("0x%x", f.Marks[0])

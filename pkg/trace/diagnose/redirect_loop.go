@@ -70,6 +70,9 @@ func (j *redirectJudge) proxyLoop(f *trace.RedirectFamily, l, app *trace.Redirec
 	if self := f.Leg(trace.RoleSelf); m != nil && m.SelfCalls && f.Passes && self != nil && !self.Taken && l.Role == trace.RoleProxy {
 		finding.Fix = append(finding.Fix, j.selfRule(f, self)) // it is for that other user, too
 	}
+	if dns := f.Leg(trace.RoleDNS); dns != nil && dns.Taken && isZoned(dns) {
+		finding.Fix = append(finding.Fix, otherZone(j.r, dns).fix...) // and so is the rule about its answers
+	}
 	if m != nil && m.Install != "" && len(f.UIDs) > 0 {
 		finding.Fix = append(finding.Fix, "# or write the rules anew, for that user: "+at(j.r.Place, m.Install, uid))
 	}

@@ -17,7 +17,7 @@ var replyWrongSource = Rule{
 }
 
 func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
-	if e := explainHider(c, s); e != nil {
+	if e := either(explainHider, explainUnrestored)(c, s); e != nil {
 		return e
 	}
 	if c.Symptom != trace.SymptomMisaddressed || !c.Suspect {
@@ -147,7 +147,7 @@ func hiders(c *trace.Case) []trace.Case {
 // whose source it is to hide behind an address of its own.
 func explainHider(c *trace.Case, s *trace.HostState) *explanation {
 	h := replyAt(&c.Path, c.Place.Netns)
-	if c.Symptom != trace.SymptomUnmatched || !c.Suspect || c.Direction != trace.Reply || !s.SrcLocal || h == nil || h.In.Index != 0 && h.Arrived != h.Tuple {
+	if c.Symptom != trace.SymptomUnmatched || !c.Suspect || c.Direction != trace.Reply || !s.SrcLocal || h == nil || h.Tuple.Src == c.Event.Tuple.Src || h.In.Index != 0 && h.Arrived != h.Tuple {
 		return nil
 	}
 	here, right, got := name(c.Place), h.Tuple.Src, c.Event.Tuple.Src
