@@ -12,7 +12,7 @@ var replyWrongSource = Rule{
 	Severity: trace.Error,
 	Doc: "The answer came back with another source address or port than the one that the client had asked, so that the client drops it, mostly with a reset. Request and answer are " +
 		"compared from host to host: either a host that answers the client directly (DSR) did not keep the address that it was asked at, or a host that translated the request (NAT) " +
-		"let the answer pass untranslated, or never saw it, because the answer takes a way around it.",
+		"let the answer pass untranslated, or never saw it, because the answer takes a way around it. A host that redirects its own queries (a mesh's DNS) does so too where its rules put the answers into another zone of connection tracking.",
 	explain: explainWrongSource,
 }
 
