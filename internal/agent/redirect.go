@@ -391,7 +391,10 @@ func (w *redirectWatch) storm(c *trace.Case) {
 	var client *trace.Path
 	for pid, m := range s.makers {
 		if _, proxy := s.proxies[pid]; proxy {
-			c.Repeats += m.count
+			if c.Repeats += m.count; c.Looped == nil {
+				own := m.first
+				c.Looped = &own
+			}
 		} else if client == nil || m.first.First.Before(client.First) {
 			client = &m.first
 		}

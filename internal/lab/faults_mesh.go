@@ -18,6 +18,9 @@ func meshLabs(f Family) []Lab {
 		l := &labs[i]
 		if !l.Healthy() {
 			l.Where, l.Direction = "pod", trace.Request
+			if l.Finding == "reply-wrong-source" {
+				l.Direction = trace.Reply
+			}
 			foreseen := l.Topology.Client.Host == "client" && l.Name != "no-tproxy" && (l.Finding == "redirect-target-not-listening" || l.Finding == "route-localnet-disabled")
 			if !foreseen {
 				l.Unforeseen = proxied
@@ -46,6 +49,8 @@ func healthyMeshes(f Family) []Lab {
 	}
 	if f == IPv4 {
 		labs = append(labs,
+			Lab{Name: "healthy-ambient", Topology: meshOut(f), Title: "a call out of a mesh without sidecars", Doc: "The proxy runs as root, and rules tell it by the mark of its packets.",
+				Setting: sound(f, ambient)},
 			Lab{Name: "healthy", Topology: meshDNS(f), Title: "DNS that a mesh answers", Doc: "Kuma's rules redirect what is sent to the name server.", Setting: sound(f, k)})
 	}
 	return append(labs, Lab{Name: "healthy-tproxy", Topology: meshIn(f), Title: "a call into a mesh by TPROXY",
@@ -86,6 +91,8 @@ func pastProxy(f Family) []Lab {
 func lostInProxy(f Family) []Lab {
 	k := kuma(f, "iptables-nft")
 	stranger, wanderer := k.proxy, k.proxy
+	unmarked := ambient.proxy
+	unmarked.Mark = 0
 	stranger.UID, wanderer.Ahead = 4711, addrPort(clients.addr(f, 7), 80)
 	filter := func(source netip.Addr) Chain {
 		return policyAccept("INPUT", rule("", drop(), fromAddress(source)))
@@ -119,6 +126,14 @@ func lostInProxy(f Family) []Lab {
 			Lab{Name: "no-localnet", Topology: meshIn(f), Finding: "route-localnet-disabled", Title: "inbound traffic is sent to 127.0.0.1",
 				Doc:     "The kernel takes such a packet for a martian.",
 				Setting: []Change{runProxy("pod", k.proxy)}, Faults: []Change{filters("pod", "prerouting: dnat to 127.0.0.1:15006", toLoopback)}},
+			Lab{Name: "unmarked", Topology: meshOut(f), Finding: "redirect-loop", Outcome: Broken, Title: "a proxy that does not mark its packets",
+				Doc: "The rules tell it by that mark alone (Istio's ambient mode): what it sends is redirected to itself.", Faults: []Change{redirects("pod", f, ambient), runProxy("pod", unmarked)}},
+			Lab{Name: "other-zone", Topology: meshDNS(f), Finding: "reply-wrong-source", Title: "a mesh's DNS answers in another conntrack zone",
+				Doc: "The rules that put its answers into that of the queries are gone, so that their source is not restored.", Setting: sound(f, k),
+				Faults: []Change{
+					command("pod", "", "iptables-nft", "-t", "raw", "-D", "OUTPUT", "-p", "udp", "--sport", "15053", "-m", "owner", "--uid-owner", "5678", "-j", "CT", "--zone", "2"),
+					command("pod", "", "iptables-nft", "-t", "raw", "-D", "OUTPUT", "-p", "udp", "--sport", "15053", "-m", "owner", "--gid-owner", "5678", "-j", "CT", "--zone", "2"),
+				}},
 			Lab{Name: "no-tproxy", Topology: meshIn(f), Finding: "redirect-target-not-listening", Title: "a call to a proxy that is not there, by TPROXY",
 				Doc: "No socket takes what the rules of table mangle hand over: it is dropped.", Setting: byMark(f, 1337), Faults: []Change{redirects("pod", f, istioTProxy)}},
 			Lab{Name: "no-proxy", Topology: meshDNS(f), Finding: "redirect-target-not-listening", Title: "DNS for a mesh's resolver that is not there",

@@ -38,6 +38,9 @@ var sidecar = redirection{file: "sidecar.nft", tool: "nft", proxy: Proxy{UID: 20
 var istioTProxy = redirection{file: "istio-1.20-tproxy.rules", tool: "iptables-legacy",
 	proxy: Proxy{Inbound: 15006, Outbound: 15001, Transparent: true, Posing: true, Mark: 1337}}
 
+// ambient is Istio without sidecars: rules tell the proxy, which runs as root, by the mark of its packets.
+var ambient = redirection{file: "istio-ambient.rules", tool: "iptables-nft", proxy: Proxy{Inbound: 15006, Outbound: 15001, DNS: 15053, Mark: 1337}}
+
 // byMarks is nobody's: what applications send is marked, routed to lo by that, and handed over there.
 var byMarks = redirection{file: "bymark.nft", tool: "nft", proxy: Proxy{UID: 4004, Inbound: 6002, Outbound: 6001, Transparent: true}}
 

@@ -73,6 +73,7 @@ func (h *half) shadowed() {
 
 // unmatched finds a mesh's chains that rules lead to, none of which fits what the chain is for.
 func (h *half) unmatched() {
+	h.ofNoDevice()
 	for _, role := range []trace.RedirectRole{trace.RoleInbound, trace.RoleOutbound} {
 		l := h.family.Leg(role)
 		if l == nil || l.Taken || l.Excused || len(l.Doubts) > 0 || len(l.Chains) > 0 {
@@ -86,6 +87,30 @@ func (h *half) unmatched() {
 				break
 			}
 		}
+	}
+}
+
+// ofNoDevice finds chains of nobody's mesh that are to divert what comes in, and rules that ask for a device which
+// is not here: where what applications send is redirected, and somebody listens for the other.
+func (h *half) ofNoDevice() {
+	l := h.family.Leg(trace.RoleInbound)
+	there := func(name string) bool {
+		return slices.ContainsFunc(h.links, func(l link) bool { return l.Name == name })
+	}
+	if l == nil || l.Taken || l.Excused || len(l.Doubts) > 0 || !h.family.Takes(trace.RoleOutbound) || !slices.ContainsFunc(h.mentions.In, func(d string) bool { return !there(d) }) {
+		return
+	}
+	heard := func(p uint16) bool {
+		return slices.ContainsFunc(h.sockets, func(s trace.Socket) bool { return s.Protocol == trace.TCP && s.Local.Port() == p })
+	}
+	var found *trace.RedirectChain
+	for _, c := range h.mentions.Chains {
+		if mesh.OfChain(c.Name) == nil && slices.Equal(c.Reached, []trace.NetfilterHook{trace.Prerouting}) && slices.ContainsFunc(c.Ports, heard) && (found == nil || found.Base) {
+			found = &trace.RedirectChain{Name: c.Name, Table: c.Table, Backend: c.Backend, Family: c.Family, Ports: c.Ports, Role: trace.RoleInbound, Unmatched: true, Base: c.Base}
+		}
+	}
+	if found != nil {
+		h.family.Dangling = append(h.family.Dangling, *found)
 	}
 }
 

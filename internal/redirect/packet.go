@@ -32,6 +32,7 @@ func (h *half) met(p Packet) trace.RedirectLeg {
 	whole.Target = to
 	h.listen(&whole)
 	leg.Sockets, leg.Others = whole.Sockets, whole.Others
+	h.answerZone(&leg)
 	return leg
 }
 

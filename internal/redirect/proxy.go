@@ -121,6 +121,7 @@ func (h *half) proxyOwner() (netfilter.Owner, bool) {
 // proxy asks what becomes of the proxy's own traffic.
 func (h *half) proxy() {
 	owner, ok := h.proxyOwner()
+	h.family.Passes = slices.Contains(h.mentions.Sources, passthrough(h.six))
 	add := func(role trace.RedirectRole, s netfilter.Sample) {
 		h.family.Legs = append(h.family.Legs, h.unmarked(role, s))
 	}
@@ -161,7 +162,7 @@ func (h *half) passes() bool {
 	if m := mesh.Named(h.r.Mesh); m != nil && m.SelfCalls {
 		return true
 	}
-	return slices.Contains(h.mentions.Sources, passthrough(h.six))
+	return h.family.Passes
 }
 
 // unmarked asks for the proxy's packet and, where that would be taken, whether a
@@ -177,7 +178,7 @@ func (h *half) unmarked(role trace.RedirectRole, s netfilter.Sample) trace.Redir
 		}
 		s.Mark = mark
 		if other := h.ask(role, s); !other.Taken {
-			h.family.Distinguished = true
+			h.family.Distinguished, h.family.Marks = true, append(h.family.Marks, mark)
 			return other
 		}
 	}

@@ -242,6 +242,8 @@ var trials = []trial{
 	{name: "IPv6 is dropped", rules: "kuma-1.8.1", noSix: true, uid: 5678, sockets: kuma, then: func(p *pod) {
 		p.run("*filter\n:INPUT DROP\n:OUTPUT DROP\n-A INPUT -i lo -j ACCEPT\n-A OUTPUT -o lo -j ACCEPT\nCOMMIT\n", "ip6tables-restore", "-n")
 	}},
+	{name: "linkerd", rules: "linkerd", uid: 2102, sockets: proxy(4140, 4143, 0)},
+	{name: "istio ambient", rules: "istio-ambient", sockets: proxy(15001, 15006, 15053, "tcp [::]:15008"), args: []string{"--dns-server", "10.96.0.10"}, then: byMark("0x111/0xfff", "100")},
 	{name: "a resolver of its own", rules: "kuma-1.8.1", uid: 5678, sockets: append([]string{"udp 127.0.0.53:53"}, kuma...), args: []string{"--dns-server", "127.0.0.53"}},
 
 	{name: "Docker's DNS is no proxy", uid: 5678, then: func(p *pod) {
@@ -263,7 +265,7 @@ var trials = []trial{
 	{name: "no self call", rules: "kuma-2.9", only4: true, noSix: true,
 		four: []change{cut("-A KUMA_MESH_OUTBOUND ! -d 127.0.0.1/32 -o lo -p tcp -m tcp ! --dport 53 -m owner --uid-owner 5678 -j KUMA_MESH_INBOUND_REDIRECT")},
 		uid:  5678, sockets: kuma, want: "redirect-missing", says: "127.0.0.6", mended: true},
-	{name: "another user", rules: "kuma-1.8.1", uid: 1005, sockets: kuma, want: "redirect-loop", says: "uid 1005"},
+	{name: "another user", rules: "kuma-1.8.1", uid: 1005, sockets: kuma, want: "redirect-loop", says: "uid 1005", mended: true},
 	{name: "another user, nft", rules: "sidecar.nft", uid: 2002, sockets: proxy(9001, 9002, 9053), want: "redirect-loop", says: "uid 2002", fix: "nft insert rule inet sidecar outgoing"},
 	{name: "another user, that listened as root", rules: "sidecar.nft", sockets: []string{"udp [::]:9053"}, then: func(p *pod) { p.handOver(2002, "tcp [::]:9001", "tcp [::]:9002") },
 		want: "redirect-loop", says: "uid 2002", fix: "meta skuid 2002"},
@@ -328,6 +330,12 @@ var trials = []trial{
 		p.run("", "iptables", "-t", "nat", "-X", "KUMA_MESH_OUTBOUND")
 		p.run("", "iptables", "-t", "nat", "-X", "KUMA_MESH_OUTBOUND_REDIRECT")
 	}, want: "redirect-missing", says: "outbound"},
+	{name: "linkerd for another user", rules: "linkerd", only4: true, noSix: true, tool: "legacy", uid: 2103, sockets: proxy(4140, 4143, 0), want: "redirect-loop", says: "uid 2103", mended: true},
+	{name: "linkerd of IPv4", rules: "linkerd", noSix: true, uid: 2102, sockets: proxy(4140, 4143, 0), want: "redirect-bypassed-ipv6"},
+	{name: "answers in another zone", rules: "kuma-1.8.1-all-dns", only4: true, noSix: true, uid: 5678, sockets: kuma, four: []change{cut("-A OUTPUT -p udp -m udp --sport 15053 -m owner --uid-owner 5678 -j CT --zone 2"), cut("-A OUTPUT -p udp -m udp --sport 15053 -m owner --gid-owner 5678 -j CT --zone 2")},
+		args: []string{"--dns-server", "10.96.0.10"}, want: "reply-wrong-source", says: "zone", fix: "--zone 2", mended: true},
+	{name: "nobody's, for a device that is not there", rules: "sidecar.nft", four: []change{{"meta l4proto tcp redirect to :9002", "iifname \"net1\" meta l4proto tcp redirect to :9002"}},
+		uid: 2001, sockets: proxy(9001, 9002, 9053), want: "redirect-missing", says: "do not fit", mended: true},
 	{name: "istio tproxy, no route by mark", rules: "istio-1.20-tproxy", tool: "legacy", uid: 1337, sockets: proxy(15001, 15006, 0), want: "redirect-missing", says: "mark 0x539", fix: "ip rule add fwmark 0x539 lookup 133", mended: true},
 	{name: "istio tproxy, no route by mark for IPv6", rules: "istio-1.20-tproxy", uid: 1337, sockets: proxy(15001, 15006, 0), then: func(p *pod) {
 		p.run("", "ip", "rule", "add", "fwmark", "0x539", "lookup", "133")
@@ -469,7 +477,7 @@ func TestValidateRedirect(t *testing.T) {
 				return
 			}
 			for _, f := range a.findings {
-				if f.Where.Netns != p.name || f.Direction != "REQUEST" || f.Cause == "" || len(f.Fix) == 0 || len(f.Verify) == 0 || len(f.Evidence) == 0 || f.Path.Client == "" {
+				if f.Where.Netns != p.name || (f.Direction != "REQUEST") != (f.ID == "reply-wrong-source") || f.Cause == "" || len(f.Fix) == 0 || len(f.Verify) == 0 || len(f.Evidence) == 0 || f.Path.Client == "" {
 					t.Errorf("incomplete: %+v", f)
 				}
 			}

@@ -16,10 +16,20 @@ func (h *half) finish() {
 		l := &h.family.Legs[i]
 		if l.Taken {
 			h.listen(l)
+			h.answerZone(l)
 			l.LocalnetOff = h.localnetOff(l)
 			last[l.Role] = i
 		} else if l.Role == trace.RolePassthrough {
 			last[l.Role] = i
+		}
+	}
+	for i := range h.family.Legs { // of DNS that goes past: the zone in which it would be answered
+		if l := &h.family.Legs[i]; l.Role == trace.RoleDNS && !l.Taken && h.family.DNSPort != 0 {
+			as := *l
+			as.Target = netip.AddrPortFrom(loopback(h.six), h.family.DNSPort)
+			h.listen(&as)
+			h.answerZone(&as)
+			l.AnswerZone = as.AnswerZone
 		}
 	}
 	for i := range h.family.Legs { // what goes past may be dropped: then it does no harm
@@ -32,6 +42,34 @@ func (h *half) finish() {
 			h.drops(&h.family.Legs[i])
 		}
 	}
+}
+
+// answerZone finds the zone of connection tracking of what answers a redirected datagram. (That of TCP is found by its
+// first packet, and no mesh puts it into one.)
+func (h *half) answerZone(l *trace.RedirectLeg) {
+	l.AnswerZone = l.Zone
+	if l.Packet.Protocol != trace.UDP || l.Role != trace.RoleDNS || len(l.Sockets) == 0 {
+		return
+	}
+	answer := netfilter.Sample{Hook: trace.Output, Tuple: trace.Tuple{Protocol: trace.UDP, Src: l.Target, Dst: l.Packet.Src}, Out: h.lo(), Owner: h.ownerOf(&l.Sockets[0])}
+	met, err := h.rules.Meet(answer)
+	h.unreadRules(err)
+	if len(met.Doubts) == 0 {
+		l.AnswerZone = met.Zone
+	}
+}
+
+// ownerOf is who opened a socket, as rules see what it sends.
+func (h *half) ownerOf(s *trace.Socket) netfilter.Owner {
+	if s.UID == 0 && h.letsOthersGo() { // a stand-in, as nameProxy has it
+		if owner, ok := h.proxyOwner(); ok {
+			return owner
+		}
+	}
+	if p := &h.r.Proxy; p.Known && p.UID == s.UID {
+		return netfilter.Owner{Known: true, UID: p.UID, GID: p.GID, GIDKnown: p.HasGID}
+	}
+	return netfilter.Owner{Known: true, UID: s.UID}
 }
 
 // localnetOff reports a packet from outside that is sent to 127/8, which the

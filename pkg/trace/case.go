@@ -101,6 +101,7 @@ type Case struct {
 	// who takes such connections was seen to make one that came back to it.
 	Proxied bool
 	Repeats uint32
+	Looped  *Path // one of those; nil: none
 	// Leg is the part of the path that Event is about, where it is one of several that a proxy joins.
 	Leg Tuple
 

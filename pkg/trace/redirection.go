@@ -74,8 +74,10 @@ type RedirectFamily struct {
 	// Distinguished: rules tell the proxy's own packets by something (an owner, a mark, a cgroup).
 	Distinguished bool
 	UIDs, GIDs    []uint32 // whose packets go past the outbound redirect
+	Marks         []uint32 // with which the proxy's packets would go past it, where its owner does not tell
 	Opaque        bool     // rules ask for what is not understood
 	Unread        bool     // not all rules could be read
+	Passes        bool     // rules know the address from which a mesh's proxy calls its application
 	// IdleChains are chains of the mesh that redirect nothing and are not led to.
 	IdleChains []string
 	// ResolversKnown: the legs of DNS are about the name servers of the application.
@@ -100,6 +102,7 @@ type RedirectChain struct {
 	Hooked bool
 	// Unmatched: rules lead to it, but none of them fits the traffic of its role.
 	Unmatched bool
+	Base      bool // packets come through it without a jump
 	// Shadowed: a rule before those that divert lets all of it go; the leg of the role says which.
 	Shadowed bool
 }
@@ -140,6 +143,8 @@ type RedirectLeg struct {
 	// Family, Table and Base are of the base chain that the packet came through last.
 	Family, Table, Base string
 	Zone                uint16 // of connection tracking
+	// AnswerZone is that of its answer, which makes them two connections where it is another: its source is not restored.
+	AnswerZone uint16
 	// Untracked: a rule exempts it from that, so that it is not redirected.
 	Untracked bool
 	Doubts    []string

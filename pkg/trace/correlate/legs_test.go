@@ -93,6 +93,47 @@ func TestWhoIsNoProxyJoinsNothing(t *testing.T) {
 	}
 }
 
+// As long as nobody knows the proxy, it is who calls the very server that another process was kept from calling.
+func TestFirstLegOfAProxyIsJoined(t *testing.T) {
+	const application, proxy = 70, 77
+	begun := func(s *scene, t trace.Tuple, pid uint32) {
+		s.add(trace.Event{Hook: trace.HookSocketState, NewState: stateSYNSent, Netns: pod, Tuple: t, Process: trace.Process{PID: pid}})
+	}
+	for name, tt := range map[string]struct {
+		server string
+		pid    uint32
+		known  bool
+		want   trace.Confidence
+	}{
+		"the proxy":           {"203.0.113.9:80", proxy, false, trace.Likely},
+		"another server":      {"203.0.113.10:80", proxy, false, 0},
+		"the application":     {"203.0.113.9:80", application, false, 0},
+		"another is known":    {"203.0.113.9:80", proxy, true, 0},
+		"nobody knows whose":  {"203.0.113.9:80", 0, false, 0},
+		"another server port": {"203.0.113.9:81", proxy, false, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t, Config{Proxy: func(trace.Netns, uint32) (is, known bool) { return false, tt.known }})
+			meant, redirected := tcp("10.0.0.5:40000", "203.0.113.9:80"), tcp("10.0.0.5:40000", "127.0.0.1:15001")
+			begun(s, meant, application)
+			call, answer := s.syn(redirected, 100), s.synack(redirected.Reverse(), 100)
+			call.ev.Conntrack = trace.Conntrack{Original: meant, Reply: redirected.Reverse(), Info: 2}
+			call.tx(pod, 0, 1)
+			answer.ev.Conntrack = trace.Conntrack{Original: meant, Reply: redirected.Reverse(), Info: 4}
+			answer.tx(pod, 0, 1)
+			if len(s.table.legs.proxied[pod]) != 1 {
+				t.Fatal("it was not seen to be redirected")
+			}
+			onward := tcp("10.0.0.5:50000", tt.server)
+			begun(s, onward, tt.pid)
+			s.syn(onward, 900).tx(pod, 0, 3)
+			if p := s.table.whole(s.table.legs.proxied[pod][0]); p.Joined != tt.want {
+				t.Errorf("joined %s, want %s", p.Joined, tt.want)
+			}
+		})
+	}
+}
+
 func TestLegsAreForgotten(t *testing.T) {
 	s := newScene(t, Config{})
 	s.enter("198.51.100.7:40000", 100)

@@ -26,6 +26,7 @@ func Redirection(r *trace.Redirection) []trace.Finding {
 	j.pastResolver()
 	j.bypassed()
 	j.unheard()
+	j.zoned()
 	j.localnet()
 	j.blocked()
 	j.selfCalls()

@@ -42,7 +42,8 @@ var redirectMissing = Rule{
 	Severity: trace.Error,
 	Doc: "No rule of the namespace redirects what applications send or get to a transparent proxy: the rules were never written (the CNI plugin is not installed, or failed), or a part of them is missing: " +
 		"a chain that redirects, to which no rule leads; a mesh's chain in which nothing redirects; DNS that is redirected for other name servers than that of the application; or what the proxy sends to its own namespace is not brought back to it; rules that mark packets for the proxy (TPROXY), and no routing rule and local route that lead the mark there. " +
-		"netfilter is asked what it would do with sample packets, so it does not matter how the rules are written. A rule that lets traffic go on purpose is an exclusion, no fault.",
+		"netfilter is asked what it would do with sample packets, so it does not matter how the rules are written. A rule that lets traffic go on purpose is an exclusion, no fault. " +
+		"Of live traffic it is told where rules or a mesh's ports show that there is to be a proxy. Where all rules are gone and the proxy listens on ports of its own, nothing tells it from any server: `replypath validate redirect` does, as it is asked about a namespace that is to be redirected.",
 }
 
 var redirectBypassedIPv6 = Rule{
@@ -82,7 +83,8 @@ var loopbackDown = Rule{
 	ID:       "loopback-down",
 	Title:    "`lo` is down in the namespace",
 	Severity: trace.Error,
-	Doc:      "The loopback device of the namespace is down, as it is in every new namespace until somebody sets it up. Redirected connections then fail before there is a packet.",
+	Doc: "The loopback device of the namespace is down, as it is in every new namespace until somebody sets it up. Redirected connections then fail before there is a packet. " +
+		"A namespace that has never had an IPv4 address has no routing tables in which the kernel could be seen to look: there connect() fails unseen, and `replypath validate redirect` alone tells it.",
 }
 
 var loopbackSourceLeaked = Rule{
@@ -106,5 +108,5 @@ var meshNameAmbiguous = Rule{
 	Title:    "a mesh or proxy name holds a dot, so joined identifiers cannot be split again",
 	Severity: trace.Error,
 	Doc: "Kuma joins a mesh's and a proxy's name with a dot, and splits the identifier again at the first one: mesh `aa.a` and proxy `dp-1` become mesh `aa` and proxy `a.dp-1`, which nobody knows. " +
-		"A name that is an RFC 1035 label (lower-case letters, digits and hyphens, a letter first, at most 63) has one reading. Names are taken from arguments, and from the command line and environment of kuma-dp.",
+		"A name that is an RFC 1035 label (lower-case letters, digits and hyphens, a letter first, at most 63) has one reading. Names are taken from arguments, from files of resources, and from the command line and environment of kuma-dp and the resource that it was started with.",
 }

@@ -30,6 +30,8 @@ func DependsOnRedirect(c *trace.Case) bool {
 		return isLocalnetDrop(ev) || isNetfilterDrop(c) && !ev.HasRoute && c.Direction == trace.Request && ev.Flags.IsSYN() || isNetfilterDrop(c) && (onLoopback(c) || wasRedirected(c))
 	case trace.SymptomSilence:
 		return wasRedirected(c)
+	case trace.SymptomUnmatched:
+		return isUnrestored(c)
 	}
 	return false
 }
@@ -227,11 +229,23 @@ func isProxys(c *trace.Case, s *trace.HostState) bool {
 // wentPast reports a connection that no rule takes, nor lets go on purpose.
 func wentPast(c *trace.Case, s *trace.HostState) bool {
 	leg := askedLeg(s)
-	if c.Symptom != trace.SymptomPassed || leg == nil || leg.Taken || leg.Excused || len(leg.Doubts) > 0 || !IsMesh(s.Redirect) {
+	if c.Symptom != trace.SymptomPassed || leg == nil || leg.Taken || leg.Excused && !shadowed(s.Redirect, leg) || len(leg.Doubts) > 0 || !IsMesh(s.Redirect) {
 		return false
 	}
 	local := leg.Device == "lo" || isLow(leg.Packet.Dst.Addr()) || leg.Packet.Src.Addr() == leg.Packet.Dst.Addr()
 	return !local && !isProxys(c, s)
+}
+
+// shadowed reports a packet that is let go by the very rule that lets all of its kind go, before others that redirect.
+func shadowed(r *trace.Redirection, leg *trace.RedirectLeg) bool {
+	for i := range r.Families {
+		f := &r.Families[i]
+		all := f.Leg(leg.Role)
+		if f.Six == leg.Packet.Is6() && all != nil && all.Excused && all.Table == leg.Table && all.Chain == leg.Chain && all.Rule == leg.Rule {
+			return slices.ContainsFunc(f.Dangling, func(c trace.RedirectChain) bool { return c.Shadowed && c.Role == leg.Role })
+		}
+	}
+	return false
 }
 
 func explainRedirectMissing(c *trace.Case, s *trace.HostState) *explanation {
@@ -380,8 +394,47 @@ func explainRedirectLoop(c *trace.Case, s *trace.HostState) *explanation {
 		return nil
 	}
 	e := judgement(c, s, redirectLoop.ID, func(*trace.Finding) bool { return true })
+	if e == nil {
+		e = cameBack(c, s)
+	}
 	if e != nil {
 		e.evidence = append(e.evidence, trace.Evidence{Time: c.Event.Time, Text: fmt.Sprintf("%d connections of the proxy came back to it", c.Repeats)})
+	}
+	return e
+}
+
+// cameBack tells of a call of the proxy to another host that was sent to the port at which it listens itself, though
+// rules would let its packets go: if they had the mark that these ask for.
+func cameBack(c *trace.Case, s *trace.HostState) *explanation {
+	r, p := s.Redirect, c.Looped
+	if p == nil || len(p.Request) == 0 || p.Process.PID == 0 || p.Process.PID != r.Proxy.Process.PID || p.Connection.Src.Addr() == p.Connection.Dst.Addr() {
+		return nil
+	}
+	family := slices.IndexFunc(r.Families, func(f trace.RedirectFamily) bool { return f.Six == p.Connection.Is6() })
+	if family < 0 {
+		return nil
+	}
+	f := &r.Families[family]
+	leg := f.Leg(trace.RoleOutbound)
+	if leg == nil || !leg.Taken || leg.Target.Port() != p.Request[0].Tuple.Dst.Port() {
+		return nil
+	}
+	j := &redirectJudge{r: r}
+	e := &explanation{
+		confidence: trace.Certain, fault: "proxy's own traffic", hook: "OUTPUT", direction: trace.Request,
+		summary: fmt.Sprintf("%s is redirected to itself in %s", j.proxyName(), name(c.Place)),
+		cause: fmt.Sprintf("What %s sends to %s is redirected to port %d, where it listens itself: each connection makes another, until ports or memory run out. ",
+			j.proxyName(), p.Connection.Dst, leg.Target.Port()),
+		fix: []string{"# let the rules of " + name(c.Place) + " except what the proxy sends, by its user or group: " + j.insert(leg, "OUTPUT", fmt.Sprintf("! -o lo -m owner --uid-owner %d -j RETURN", r.Proxy.UID),
+			fmt.Sprintf("oifname != lo meta skuid %d return", r.Proxy.UID))},
+		verify: []string{j.verify()},
+		evidence: []trace.Evidence{met(c), {Time: p.First, Text: fmt.Sprintf("pid %d called %s, and was sent to %s", p.Process.PID, p.Connection.Dst, p.Request[0].Tuple.Dst)},
+			state(s, "%s: %s to %s (%s)", leg.Packet, leg.Kind, leg.Target, ruleName(leg))},
+	}
+	if len(f.Marks) > 0 {
+		mark := fmt.Sprintf("0x%x", f.Marks[0])
+		e.cause += fmt.Sprintf("The rules let packets with the mark %s go, which its packets lack.", mark)
+		e.fix = append([]string{fmt.Sprintf("# have the proxy mark its own packets with %s (SO_MARK, for which it needs CAP_NET_ADMIN)", mark)}, e.fix...)
 	}
 	return e
 }

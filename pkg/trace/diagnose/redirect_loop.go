@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/replypath/replypath/pkg/trace"
@@ -65,7 +66,14 @@ func (j *redirectJudge) proxyLoop(f *trace.RedirectFamily, l, app *trace.Redirec
 		match = []string{"-p udp --dport 53 -m owner --uid-owner %d", "udp dport 53 meta skuid %d"}
 	}
 	finding.Fix = []string{j.insert(l, "OUTPUT", fmt.Sprintf(match[0], uid)+" -j RETURN", fmt.Sprintf(match[1], uid)+" return")}
-	if m := mesh.Named(j.r.Mesh); m != nil && m.Install != "" && len(f.UIDs) > 0 {
+	m := mesh.Named(j.r.Mesh)
+	if self := f.Leg(trace.RoleSelf); m != nil && m.SelfCalls && f.Passes && self != nil && !self.Taken && l.Role == trace.RoleProxy {
+		finding.Fix = append(finding.Fix, j.selfRule(f, self)) // it is for that other user, too
+	}
+	if dns := f.Leg(trace.RoleDNS); dns != nil && dns.Taken && isZoned(dns) {
+		finding.Fix = append(finding.Fix, otherZone(j.r, dns).fix...) // and so is the rule about its answers
+	}
+	if m != nil && m.Install != "" && len(f.UIDs) > 0 {
 		finding.Fix = append(finding.Fix, "# or write the rules anew, for that user: "+at(j.r.Place, m.Install, uid))
 	}
 	j.add(&redirectLoop, l, finding)
@@ -101,8 +109,9 @@ func (j *redirectJudge) passLoop(f *trace.RedirectFamily, l *trace.RedirectLeg) 
 // selfCalls finds rules of a mesh that do not bring back what its proxy sends to an address of this namespace.
 func (j *redirectJudge) selfCalls() {
 	m := mesh.Named(j.r.Mesh)
-	if m == nil || !m.SelfCalls || j.told(redirectLoop.ID) {
-		return
+	passes := func(f *trace.RedirectFamily) bool { return f.Passes }
+	if m == nil || !m.SelfCalls || j.told(redirectLoop.ID) || !slices.ContainsFunc(j.families(), passes) {
+		return // without that address it is another way of doing it, as Istio's ambient mode is
 	}
 	for _, f := range j.families() {
 		l := f.Leg(trace.RoleSelf)
@@ -113,21 +122,29 @@ func (j *redirectJudge) selfCalls() {
 			continue // no rule for what is sent is there, and that is told
 		}
 		in := f.Leg(trace.RoleInbound)
-		port, uid, pass := in.Target.Port(), j.proxyUID(), l.Packet.Dst.Addr()
 		loop := "127.0.0.1"
 		if f.Six {
 			loop = "::1"
 		}
 		j.add(&redirectMissing, l, trace.Finding{
 			Fault: "missing self", Where: trace.Where{Hook: "OUTPUT", Device: "lo"},
-			Summary: fmt.Sprintf("%s of %s are incomplete: what the proxy sends to %s is not brought back to it", j.rulesName(), name(j.r.Place), pass),
+			Summary: fmt.Sprintf("%s of %s are incomplete: what the proxy sends to %s is not brought back to it", j.rulesName(), name(j.r.Place), l.Packet.Dst.Addr()),
 			Cause: fmt.Sprintf("%s has a rule that redirects what its proxy (uid %d) sends by lo, to another address than %s, to the inbound port %d: an application that calls its own service goes that way, and the mesh's own validation. It is missing here, or for another user.",
-				m.Name, uid, loop, port),
-			Fix: []string{j.insert(in0(in, l), "OUTPUT", fmt.Sprintf("! -s %s ! -d %s -o lo -p tcp -m owner --uid-owner %d -j REDIRECT --to-ports %d", pass, loop, uid, port),
-				fmt.Sprintf("%s saddr != %s %s daddr != %s oifname lo meta l4proto tcp meta skuid %d redirect to :%d", ipFamily(f.Six), pass, ipFamily(f.Six), loop, uid, port))},
+				m.Name, j.proxyUID(), loop, in.Target.Port()),
+			Fix:      []string{j.selfRule(f, l)},
 			Evidence: []trace.Evidence{j.saw("uid %d, %s: not redirected%s", l.UID, l.Packet, through(l))},
 		})
 	}
+}
+
+// selfRule is the command that brings what the proxy sends to an address of this namespace back to its inbound port.
+func (j *redirectJudge) selfRule(f *trace.RedirectFamily, self *trace.RedirectLeg) string {
+	in, pass, loop, uid := f.Leg(trace.RoleInbound), self.Packet.Dst.Addr(), "127.0.0.1", j.proxyUID()
+	if f.Six {
+		loop = "::1"
+	}
+	return j.insert(in0(in, self), "OUTPUT", fmt.Sprintf("! -s %s ! -d %s -o lo -p tcp -m owner --uid-owner %d -j REDIRECT --to-ports %d", pass, loop, uid, in.Target.Port()),
+		fmt.Sprintf("%s saddr != %s %s daddr != %s oifname lo meta l4proto tcp meta skuid %d redirect to :%d", ipFamily(f.Six), pass, ipFamily(f.Six), loop, uid, in.Target.Port()))
 }
 
 // in0 is the leg whose base chain takes a rule about self calls: that of OUTPUT, in the backend of the others.

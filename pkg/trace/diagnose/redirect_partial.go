@@ -83,6 +83,12 @@ func (j *redirectJudge) lacks(f *trace.RedirectFamily, c *trace.RedirectChain, l
 		if c.Backend == "nft" {
 			finding.Fix = []string{"# delete the rule with notrack: " + at(j.r.Place, "nft -a list ruleset")}
 		}
+	case c.Unmatched && c.Base:
+		port = c.Ports[0]
+		finding.Summary = fmt.Sprintf("%s of %s do not fit: none in chain %s is for %s traffic", j.rulesName(), here, c.Name, role)
+		finding.Cause = fmt.Sprintf("%s (%s) redirects to port %s, but its rules ask for a device, an address or a port that %s traffic does not have: it goes past the proxy.",
+			capital(at4), c.Backend, ports(c.Ports), role)
+		finding.Fix = []string{j.append4(c, f.Six, c.Name, fmt.Sprintf("-p tcp -j REDIRECT --to-ports %d", port), fmt.Sprintf("meta l4proto tcp redirect to :%d", port))}
 	case c.Unmatched:
 		finding.Summary = fmt.Sprintf("%s of %s do not fit: no %s traffic gets to chain %s", j.rulesName(), here, role, c.Name)
 		finding.Cause = fmt.Sprintf("%s (%s) redirects to port %s, and rules at %s lead there, but they ask for a device, an address or a port that %s traffic does not have: it goes past the proxy.",
@@ -240,13 +246,19 @@ func (j *redirectJudge) pastResolver() {
 				continue
 			}
 			server, uid := l.Packet.Dst.Addr(), j.proxyUID()
+			var fix []string
+			if l.Zone == 0 && l.AnswerZone != 0 {
+				like := *j.anyLeg(f)
+				like.Packet, like.AnswerZone = l.Packet, l.AnswerZone
+				fix = []string{j.queryZone(&like, uid)}
+			}
 			j.add(&redirectMissing, l, trace.Finding{
 				Fault: "missing DNS", Where: trace.Where{Hook: "OUTPUT"},
 				Summary: fmt.Sprintf("DNS queries to %s go past the proxy in %s", server, name(j.r.Place)),
 				Cause: fmt.Sprintf("DNS is redirected to port %d, but not what is sent to %s, the name server of the application: names that only the mesh knows are not found.",
 					f.DNSPort, server),
-				Fix: []string{j.insertNew(j.anyLeg(f), "OUTPUT", fmt.Sprintf("-p udp -d %s --dport 53 -m owner ! --uid-owner %d -j REDIRECT --to-ports %d", server, uid, f.DNSPort),
-					fmt.Sprintf("%s daddr %s udp dport 53 meta skuid != %d redirect to :%d", ipFamily(f.Six), server, uid, f.DNSPort))},
+				Fix: append(fix, j.insertNew(j.anyLeg(f), "OUTPUT", fmt.Sprintf("-p udp -d %s --dport 53 -m owner ! --uid-owner %d -j REDIRECT --to-ports %d", server, uid, f.DNSPort),
+					fmt.Sprintf("%s daddr %s udp dport 53 meta skuid != %d redirect to :%d", ipFamily(f.Six), server, uid, f.DNSPort))),
 				Evidence: []trace.Evidence{j.saw("%s: not redirected%s", l.Packet, through(l)), j.saw("resolv.conf of the application names %s", server)},
 			})
 		}

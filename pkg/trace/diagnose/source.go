@@ -12,12 +12,12 @@ var replyWrongSource = Rule{
 	Severity: trace.Error,
 	Doc: "The answer came back with another source address or port than the one that the client had asked, so that the client drops it, mostly with a reset. Request and answer are " +
 		"compared from host to host: either a host that answers the client directly (DSR) did not keep the address that it was asked at, or a host that translated the request (NAT) " +
-		"let the answer pass untranslated, or never saw it, because the answer takes a way around it.",
+		"let the answer pass untranslated, or never saw it, because the answer takes a way around it. A host that redirects its own queries (a mesh's DNS) does so too where its rules put the answers into another zone of connection tracking.",
 	explain: explainWrongSource,
 }
 
 func explainWrongSource(c *trace.Case, s *trace.HostState) *explanation {
-	if e := explainHider(c, s); e != nil {
+	if e := either(explainHider, explainUnrestored)(c, s); e != nil {
 		return e
 	}
 	if c.Symptom != trace.SymptomMisaddressed || !c.Suspect {
@@ -147,7 +147,7 @@ func hiders(c *trace.Case) []trace.Case {
 // whose source it is to hide behind an address of its own.
 func explainHider(c *trace.Case, s *trace.HostState) *explanation {
 	h := replyAt(&c.Path, c.Place.Netns)
-	if c.Symptom != trace.SymptomUnmatched || !c.Suspect || c.Direction != trace.Reply || !s.SrcLocal || h == nil || h.In.Index != 0 && h.Arrived != h.Tuple {
+	if c.Symptom != trace.SymptomUnmatched || !c.Suspect || c.Direction != trace.Reply || !s.SrcLocal || h == nil || h.Tuple.Src == c.Event.Tuple.Src || h.In.Index != 0 && h.Arrived != h.Tuple {
 		return nil
 	}
 	here, right, got := name(c.Place), h.Tuple.Src, c.Event.Tuple.Src
