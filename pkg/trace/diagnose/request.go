@@ -124,6 +124,6 @@ func explainRequestRejected(c *trace.Case, s *trace.HostState) *explanation {
 // DependsOnWay reports whether the mend depends on who knows the way to the
 // packet's destination: then HostState.Onwards has to be filled.
 func DependsOnWay(c *trace.Case, s *trace.HostState) bool {
-	l, ok := lookupOnward(c, s)
-	return ok && !l.Rejected()
+	_, ok := lookupOnward(c, s)
+	return ok
 }
