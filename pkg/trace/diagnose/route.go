@@ -67,6 +67,9 @@ func explainNoRoute(c *trace.Case, s *trace.HostState) *explanation {
 	if c.Symptom == trace.SymptomAstray {
 		return explainAstray(c, s)
 	}
+	if e := explainUnderlay(c, s, trace.Reply, false); e != nil {
+		return e
+	}
 	l, ok := lookupBack(c, s)
 	if !ok || !l.Done || l.Found() || l.Rejected() {
 		return nil
@@ -180,6 +183,9 @@ func portArgs(rule string, protocol trace.Protocol, port uint16) string {
 }
 
 func explainRouteRejected(c *trace.Case, s *trace.HostState) *explanation {
+	if e := explainUnderlay(c, s, trace.Reply, true); e != nil {
+		return e
+	}
 	l, ok := lookupBack(c, s)
 	if !ok || !l.Done || !l.Rejected() {
 		return nil
