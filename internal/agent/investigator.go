@@ -389,6 +389,9 @@ func (i *investigator) ask(ctx context.Context, q trace.Question, c *trace.Case)
 		if diagnose.DependsOnWay(c, &s) {
 			s.Onwards = i.onwards(ctx, c, &q)
 		}
+		if diagnose.TunnelOut(c) != 0 {
+			s.Underlay = i.underlay(ctx, c, &s)
+		}
 		if diagnose.DependsOnOwner(c, &s) {
 			s.Owners = i.owners(q.Packet.Dst.Addr(), q.Place.Netns)
 		}

@@ -48,6 +48,7 @@ func (i *investigator) onwards(ctx context.Context, c *trace.Case, q *trace.Ques
 	if err != nil {
 		return nil
 	}
+	own = slices.DeleteFunc(own, func(a netstate.Address) bool { return !a.Up })
 	var owners, routers []trace.Gateway
 	asked := 0
 	for _, ns := range linked {
@@ -55,17 +56,16 @@ func (i *investigator) onwards(ctx context.Context, c *trace.Case, q *trace.Ques
 		if err != nil {
 			continue
 		}
-		near := onLink(own, theirs, q.Packet.Is6())
-		if len(near) == 0 {
+		near, back := onLink(own, theirs, q.Packet.Is6()), onLink(theirs, own, q.Packet.Is6())
+		if len(near) == 0 || len(back) == 0 {
 			continue
 		}
 		if asked++; asked > maxOnwards {
 			break
 		}
-		back := onLink(theirs, own, q.Packet.Is6())
-		s, err := i.read(ctx, trace.Question{Place: i.places.Place(ns), Packet: q.Packet, In: back[0].Device.Index})
+		s, err := i.read(ctx, trace.Question{Place: i.places.Place(ns), Packet: q.Packet, In: back[0].Device.Index, Arrived: back[0].Device.Index})
 		switch {
-		case err != nil:
+		case err != nil || !s.In.Up:
 		case s.DstLocal:
 			owners = append(owners, near[0])
 		case s.Forwarding && s.Onward.Found() && !leadsTo(own, s.Onward.Gateway):

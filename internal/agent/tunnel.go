@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"context"
 	"net/netip"
+	"slices"
 
 	"github.com/replypath/replypath/pkg/trace"
+	"github.com/replypath/replypath/pkg/trace/diagnose"
 )
 
 // farTunnels returns the tunnels of the namespaces that are linked to one.
@@ -31,4 +34,22 @@ func (i *investigator) farTunnels(near trace.Netns) []trace.FarTunnel {
 		}
 	}
 	return found
+}
+
+// underlay reads the tunnel that the case's packet left by, and the way of what it makes of it.
+func (i *investigator) underlay(ctx context.Context, c *trace.Case, s *trace.HostState) (u trace.Underlay) {
+	t, err := i.reader.TunnelTo(c.Place.Netns, diagnose.TunnelOut(c), s.NextHop.MAC)
+	if err != nil || !t.Remote.IsValid() || t.Remote.IsMulticast() || t.External {
+		return u
+	}
+	q := trace.Question{Place: c.Place, Packet: diagnose.Outer(&t)}
+	found, err := i.read(ctx, q)
+	if err != nil || found.DstLocal {
+		return u
+	}
+	if !found.Onward.Found() {
+		inside := func(g trace.Gateway) bool { return g.Device.Index == t.Device.Index }
+		s.Onwards = slices.DeleteFunc(i.onwards(ctx, c, &q), inside)
+	}
+	return trace.Underlay{Tunnel: t, Way: found.Onward}
 }

@@ -41,6 +41,9 @@ func TestFixMends(t *testing.T) {
 	}
 	for i, name := range mended {
 		t.Run(name, func(t *testing.T) {
+			if l, _ := lab.Find(name); l.Missing() != "" {
+				t.Skipf("needs %s", l.Missing())
+			}
 			if err := <-results[i]; err != nil {
 				t.Error(err)
 			}
@@ -51,24 +54,17 @@ func TestFixMends(t *testing.T) {
 // mends builds a lab, has its fault found and mended, and removes it.
 func mends(ctx context.Context, name, cli, server string) (err error) {
 	l, ok := lab.Find(name)
-	if !ok || l.Missing() != "" {
-		return fmt.Errorf("no lab %s: %s", name, l.Missing())
+	if !ok {
+		return fmt.Errorf("no lab %s", name)
 	}
 	n, err := lab.Up(ctx, l, nil)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Down()) }()
-	if err := n.Traffic(ctx); err != nil {
+	f, err := suffer(ctx, n, cli, server)
+	if err != nil {
 		return err
-	}
-	if !l.Outcome.Fits(n.Outcome()) {
-		return fmt.Errorf("the client says %s before, not %s", n.Outcome(), l.Outcome)
-	}
-	f, ok := await(ctx, n, cli, server)
-	if !ok || f.ID != l.Finding {
-		r := ask(ctx, cli, "explain", "-o", "json", "--server", server, "--since", "60s")
-		return fmt.Errorf("found %q, want %s; %d findings in all (%s); lost %s", f.ID, l.Finding, len(r.findings), list(r.findings), r.summary.Losses)
 	}
 	commands := commandsOf(f.Fix)
 	if len(commands) == 0 {
@@ -87,22 +83,37 @@ func mends(ctx context.Context, name, cli, server string) (err error) {
 	return shell(ctx, commandsOf(f.Verify))
 }
 
-// await asks the agent until it tells of a lab's fault.
-func await(ctx context.Context, n *lab.Network, cli, server string) (finding, bool) {
-	var hosts []string
-	for _, netns := range n.Namespaces() {
-		hosts = append(hosts, netns)
-	}
-	for range 20 {
-		r := ask(ctx, cli, "explain", "-o", "json", "--server", server, "--since", "60s")
-		for _, f := range r.findings {
-			if slices.Contains(hosts, f.Where.Netns) {
-				return f, true
-			}
+// suffer has a lab's client meet the fault, until the agent tells of it: on a busy machine events get lost.
+func suffer(ctx context.Context, n *lab.Network, cli, server string) (finding, error) {
+	var all []finding
+	for range 4 {
+		if err := n.Traffic(ctx); err != nil {
+			return finding{}, err
 		}
-		time.Sleep(500 * time.Millisecond)
+		if !n.Lab().Outcome.Fits(n.Outcome()) {
+			return finding{}, fmt.Errorf("the client says %s before, not %s", n.Outcome(), n.Lab().Outcome)
+		}
+		for range 8 {
+			all = ask(ctx, cli, "explain", "-o", "json", "--server", server, "--since", "60s").findings
+			for _, f := range all {
+				if f.ID == n.Lab().Finding && isOf(n, f.Where.Netns) {
+					return f, nil
+				}
+			}
+			time.Sleep(500 * time.Millisecond)
+		}
 	}
-	return finding{}, false
+	return finding{}, fmt.Errorf("no %s in %s", n.Lab().Finding, list(all))
+}
+
+// isOf reports whether a namespace is one of a lab's.
+func isOf(n *lab.Network, netns string) bool {
+	for _, has := range n.Namespaces() {
+		if has == netns {
+			return true
+		}
+	}
+	return false
 }
 
 // commandsOf are the lines that a shell would not take for comments.

@@ -39,6 +39,42 @@ func (r *Reader) Tunnels(ns trace.Netns) ([]trace.Tunnel, error) {
 	return tunnelsOf(h)
 }
 
+// TunnelTo returns a namespace's tunnel of that device, with the remote that it has
+// for a MAC address, where its table of addresses says so and not the tunnel itself.
+func (r *Reader) TunnelTo(ns trace.Netns, device uint32, mac string) (t trace.Tunnel, err error) {
+	target, err := r.dir.Open(ns)
+	if err != nil {
+		return t, fmt.Errorf("read tunnel of namespace %d: %w", ns, err)
+	}
+	defer target.Close()
+	h, err := netlink.NewHandleAt(target, unix.NETLINK_ROUTE)
+	if err != nil {
+		return t, fmt.Errorf("read tunnel of namespace %d: %w", ns, err)
+	}
+	defer h.Close()
+	if err := h.SetSocketTimeout(addressTimeout); err != nil {
+		return t, err
+	}
+	l, err := h.LinkByIndex(int(device))
+	if err != nil {
+		return t, fmt.Errorf("read device %d of namespace %d: %w", device, ns, err)
+	}
+	t, ok := tunnelOf(l)
+	if !ok || t.Kind != "vxlan" || mac == "" {
+		return t, nil
+	}
+	entries, err := h.NeighList(int(device), unix.AF_BRIDGE)
+	if err != nil {
+		return t, fmt.Errorf("read addresses behind device %d of namespace %d: %w", device, ns, err)
+	}
+	for i := range entries {
+		if e := &entries[i]; e.HardwareAddr.String() == mac && address(e.IP).IsValid() {
+			t.Remote = address(e.IP)
+		}
+	}
+	return t, nil
+}
+
 // maxTunnels bounds what is kept of one namespace.
 const maxTunnels = 256
 

@@ -114,6 +114,8 @@ type HostState struct {
 	// Onwards are addresses, on links of this host, of the namespaces that have the
 	// packet's destination or know a way to it, the former first.
 	Onwards []Gateway
+	// Underlay is the tunnel that the packet left by, where nobody saw it again.
+	Underlay Underlay
 	// Virtual: the packet's address that this host owns is that of a service, which many hosts may have.
 	Virtual bool
 	// Redirect is what the rules make of a transparent proxy's traffic; nil: not asked.
@@ -160,6 +162,13 @@ type Tunnel struct {
 	Local, Remote netip.Addr
 	Port          uint16 // UDP destination port; 0: none
 	Up            bool
+}
+
+// Underlay is the tunnel that a host sent the packet into, with the remote that it
+// has for it, and the way there.
+type Underlay struct {
+	Tunnel
+	Way Lookup
 }
 
 // FarTunnel is a tunnel of another namespace.

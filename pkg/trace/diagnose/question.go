@@ -240,7 +240,7 @@ func Suspects(c *trace.Case) []trace.Case {
 		return nil
 	}
 	if c.Direction == trace.Reply {
-		suspects := slices.Concat(replySuspects(c), misled(c))
+		suspects := slices.Concat(intoNowhere(c), replySuspects(c), misled(c))
 		if a, ok := astray(c); ok {
 			suspects = append(suspects, a)
 		}

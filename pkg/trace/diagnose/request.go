@@ -56,6 +56,9 @@ func lacksWay(c *trace.Case, s *trace.HostState) bool {
 }
 
 func explainRequestNoRoute(c *trace.Case, s *trace.HostState) *explanation {
+	if e := explainUnderlay(c, s, trace.Request, false); e != nil {
+		return e
+	}
 	if !lacksWay(c, s) {
 		return nil
 	}
@@ -71,7 +74,7 @@ func explainRequestNoRoute(c *trace.Case, s *trace.HostState) *explanation {
 		evidence:   []trace.Evidence{state(s, "route to %s in %s: none (%s)", to, here, missText(s.Onward.Errno))},
 	}
 	asked := c.Path.Server.Addr()
-	rewritten := asked.IsValid() && asked != to
+	rewritten := asked.IsValid() && asked != to && !c.Event.Carried.Known()
 	switch {
 	case c.Event.InIndex == 0 && rewritten:
 		e.cause = fmt.Sprintf("%s made the request for %s, and its own rules (NAT, or a mark) lead it to %s, for which it has no route.", here, asked, to)
@@ -114,6 +117,9 @@ func addWay(c *trace.Case, s *trace.HostState, to netip.Addr) []string {
 }
 
 func explainRequestRejected(c *trace.Case, s *trace.HostState) *explanation {
+	if e := explainUnderlay(c, s, trace.Request, true); e != nil {
+		return e
+	}
 	l, ok := lookupOnward(c, s)
 	if !ok || !l.Rejected() {
 		return nil
@@ -124,6 +130,6 @@ func explainRequestRejected(c *trace.Case, s *trace.HostState) *explanation {
 // DependsOnWay reports whether the mend depends on who knows the way to the
 // packet's destination: then HostState.Onwards has to be filled.
 func DependsOnWay(c *trace.Case, s *trace.HostState) bool {
-	l, ok := lookupOnward(c, s)
-	return ok && !l.Rejected()
+	_, ok := lookupOnward(c, s)
+	return ok
 }

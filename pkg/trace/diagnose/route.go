@@ -67,6 +67,9 @@ func explainNoRoute(c *trace.Case, s *trace.HostState) *explanation {
 	if c.Symptom == trace.SymptomAstray {
 		return explainAstray(c, s)
 	}
+	if e := explainUnderlay(c, s, trace.Reply, false); e != nil {
+		return e
+	}
 	l, ok := lookupBack(c, s)
 	if !ok || !l.Done || l.Found() || l.Rejected() {
 		return nil
@@ -162,7 +165,11 @@ func verifyRoute(c *trace.Case, s *trace.HostState, to netip.Addr) string {
 	case isRerouted(c, s) && ev.Mark != 0:
 		return at(c.Place, "%s route get %s from %s mark %#x", ipCommand(to), to, ev.Tuple.Src.Addr(), ev.Mark)
 	case to == ev.Tuple.Dst.Addr() && c.Arrival.Device.Name != "":
-		return at(c.Place, "%s route get %s from %s iif %s", ipCommand(to), to, ev.Tuple.Src.Addr(), quote(c.Arrival.Device.Name))
+		mark := ""
+		if ev.Mark != 0 {
+			mark = fmt.Sprintf(" mark %#x", ev.Mark)
+		}
+		return at(c.Place, "%s route get %s from %s iif %s%s", ipCommand(to), to, ev.Tuple.Src.Addr(), quote(c.Arrival.Device.Name), mark)
 	}
 	return at(c.Place, "%s route get %s", ipCommand(to), to)
 }
@@ -176,6 +183,9 @@ func portArgs(rule string, protocol trace.Protocol, port uint16) string {
 }
 
 func explainRouteRejected(c *trace.Case, s *trace.HostState) *explanation {
+	if e := explainUnderlay(c, s, trace.Reply, true); e != nil {
+		return e
+	}
 	l, ok := lookupBack(c, s)
 	if !ok || !l.Done || !l.Rejected() {
 		return nil
@@ -217,6 +227,9 @@ func explainRejection(c *trace.Case, s *trace.HostState, l trace.Lookup, directi
 	e.fix = []string{
 		at(c.Place, "%s route del %s %s%s", ipCommand(to), l.Type, showPrefix(l.Prefix), tableArg(l.Table)) + "   # if nobody relies on it",
 		fmt.Sprintf("# and, if no other route of %s matches %s then, give it one", here, to),
+	}
+	if direction == trace.Request {
+		e.fix = append(e.fix[:1], "# and, if no other route matches then: "+strings.TrimPrefix(addWay(c, s, to)[0], "# "))
 	}
 	return e
 }
