@@ -23,6 +23,7 @@ const struct event_verdict *abi_verdict __attribute__((unused));
 const struct event_tunnel *abi_tunnel __attribute__((unused));
 const struct event_dns *abi_dns __attribute__((unused));
 const struct event_dns_long *abi_dns_long __attribute__((unused));
+const struct event_hop *abi_hop __attribute__((unused));
 const enum dns_flag *abi_dns_flag __attribute__((unused));
 const enum tunnel_kind *abi_tunnel_kind __attribute__((unused));
 const enum event_flag *abi_flag __attribute__((unused));

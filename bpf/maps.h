@@ -120,6 +120,24 @@ struct {
 	__type(value, struct dns_ports);
 } dns_ports SEC(".maps");
 
+/* The datagrams of DNS that were told last, with what is in them. Whoever reads the events
+ * keeps as many, in the same places. */
+#define DATAGRAMS 4096
+#define DATAGRAM_NS 1000000ULL /* an skb's address is another packet's soon */
+
+struct datagram {
+	__u64 key; /* of what it holds */
+	__u64 skb;
+	__u64 time; /* when it was seen last: CLOCK_MONOTONIC, nanoseconds */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, DATAGRAMS);
+	__type(key, __u32);
+	__type(value, struct datagram);
+} datagrams SEC(".maps");
+
 /* Names of the kernel functions that addresses in events lie in, as the kernel's
  * own formatter writes them: "nft_do_chain [nf_tables]". */
 #define SYMBOL_NAME_MAX 64

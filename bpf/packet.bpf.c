@@ -12,12 +12,6 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-static __always_inline __u64 mix(__u64 hash, __u64 value)
-{
-	hash = (hash ^ value) * 0x9e3779b97f4a7c15ULL;
-	return hash ^ (hash >> 32);
-}
-
 /* udp_signature is the same for packets of one direction of a flow at one hook of one device. */
 static __always_inline __u64 udp_signature(const struct sk_buff *skb, const struct headers *h, __u16 hook)
 {
@@ -64,9 +58,9 @@ static __always_inline bool is_group(const struct sk_buff *skb, const struct hea
 }
 
 /* is_first reports the first packet of a UDP flow in a second. */
-static __always_inline bool is_first(const struct sk_buff *skb, const struct headers *h, __u16 hook)
+static __always_inline bool is_first(const struct sk_buff *skb, const struct headers *h, __u16 hook, __u64 now)
 {
-	__u64 signature, now;
+	__u64 signature;
 	struct udp_flow *flow;
 	struct udp_rate *rate;
 	__u32 slot, zero = 0;
@@ -78,7 +72,6 @@ static __always_inline bool is_first(const struct sk_buff *skb, const struct hea
 	flow = bpf_map_lookup_elem(&udp_flows, &slot);
 	if (!flow)
 		return false;
-	now = bpf_ktime_get_ns();
 	if (flow->signature == signature && now - flow->time < UDP_FLOW_NS)
 		return false;
 	flow->signature = signature;
@@ -165,7 +158,13 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 			return 0;
 		}
 		dns = is_dns(&h);
-		alone = !is_first(skb, &h, hook);
+		seen.time = bpf_ktime_get_ns();
+		if (dns && h.left >= DATAGRAM_LEFT) {
+			seen.datagram = datagram_key(&h);
+			if (emit_hop(&seen, skb, &h))
+				return 0;
+		}
+		alone = !is_first(skb, &h, hook, seen.time);
 		if (alone && !dns)
 			return 0;
 		if (!dns)
@@ -181,7 +180,6 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 		return 0;
 	}
 	forget(&h, sizeof(h));
-	forget(&message, sizeof(message));
 	if (hook == HOOK_RECEIVE && h.protocol == IPPROTO_TCP && !alone) {
 		__u32 zero = 0;
 		struct last_packet *last = bpf_map_lookup_elem(&last_packets, &zero);
@@ -201,8 +199,12 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 		if (alone)
 			return 0;
 	}
-	if (dns)
+	if (dns) {
+		/* What is followed as a path, too, is told whole at each hook. */
+		if (!alone)
+			seen.datagram = 0;
 		return emit_dns(&seen, skb, &h, &message, alone);
+	}
 	return emit_skb(&seen, skb, &h);
 }
 

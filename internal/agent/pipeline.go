@@ -4,10 +4,13 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/internal/probe"
@@ -68,8 +71,16 @@ var ownPID = uint32(os.Getpid())
 // String names the task.
 func (p *pipeline) String() string { return "pipeline" }
 
+// readerNice is the priority of the thread that reads events: on a busy machine the ring is full
+// before a thread like any other has its turn. It needs little.
+const readerNice = -10
+
 // Run reads events until ctx is done.
 func (p *pipeline) Run(ctx context.Context) error {
+	runtime.LockOSThread() // and never unlocks: the thread ends with the goroutine
+	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), readerNice); err != nil {
+		p.log.Debug("cannot read events before others have their turn", "err", err)
+	}
 	return p.probe.Run(ctx, p.add, p.idle)
 }
 
@@ -86,6 +97,8 @@ func (p *pipeline) add(ev *trace.Event) {
 	p.dns.Add(ev)
 	if !ev.PayloadOnly {
 		p.table.Add(ev)
+	} else if !p.dns.HasNews() {
+		return
 	}
 	p.handOut()
 }

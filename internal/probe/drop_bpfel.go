@@ -19,6 +19,13 @@ type dropConntrack struct {
 	Reply    dropTuple
 }
 
+type dropDatagram struct {
+	_    structs.HostLayout
+	Key  uint64
+	Skb  uint64
+	Time uint64
+}
+
 type dropDnsFlag uint32
 
 const (
@@ -107,6 +114,21 @@ const (
 	dropEventFlagEVENT_UNBUILT       dropEventFlag = 64
 	dropEventFlagEVENT_TUNNEL        dropEventFlag = 128
 )
+
+type dropEventHop struct {
+	_         structs.HostLayout
+	Time      uint64
+	Skb       uint64
+	Key       uint64
+	Netns     uint32
+	Ifindex   uint32
+	InIfindex uint32
+	Hook      uint16
+	Flags     uint8
+	IpFlags   uint8
+	Tuple     dropTuple
+	Device    [16]int8
+}
 
 type dropEventTunnel struct {
 	_      structs.HostLayout
@@ -254,6 +276,7 @@ type dropUdpSocket struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	dropMapCarriedPackets = "carried_packets"
+	dropMapDatagrams      = "datagrams"
 	dropMapDnsPorts       = "dns_ports"
 	dropMapEvents         = "events"
 	dropMapLastPackets    = "last_packets"
@@ -272,6 +295,7 @@ const (
 	dropVarAbiEvent       = "abi_event"
 	dropVarAbiFlag        = "abi_flag"
 	dropVarAbiHook        = "abi_hook"
+	dropVarAbiHop         = "abi_hop"
 	dropVarAbiIpFlag      = "abi_ip_flag"
 	dropVarAbiLoss        = "abi_loss"
 	dropVarAbiTunnel      = "abi_tunnel"
@@ -334,6 +358,7 @@ type dropProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type dropMapSpecs struct {
 	CarriedPackets *ebpf.MapSpec `ebpf:"carried_packets"`
+	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
@@ -357,6 +382,7 @@ type dropVariableSpecs struct {
 	AbiEvent       *ebpf.VariableSpec `ebpf:"abi_event"`
 	AbiFlag        *ebpf.VariableSpec `ebpf:"abi_flag"`
 	AbiHook        *ebpf.VariableSpec `ebpf:"abi_hook"`
+	AbiHop         *ebpf.VariableSpec `ebpf:"abi_hop"`
 	AbiIpFlag      *ebpf.VariableSpec `ebpf:"abi_ip_flag"`
 	AbiLoss        *ebpf.VariableSpec `ebpf:"abi_loss"`
 	AbiTunnel      *ebpf.VariableSpec `ebpf:"abi_tunnel"`
@@ -390,6 +416,7 @@ func (o *dropObjects) Close() error {
 // It can be passed to loadDropObjects or ebpf.CollectionSpec.LoadAndAssign.
 type dropMaps struct {
 	CarriedPackets *ebpf.Map `ebpf:"carried_packets"`
+	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
@@ -406,6 +433,7 @@ type dropMaps struct {
 func (m *dropMaps) Close() error {
 	return _DropClose(
 		m.CarriedPackets,
+		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
@@ -430,6 +458,7 @@ type dropVariables struct {
 	AbiEvent       *ebpf.Variable `ebpf:"abi_event"`
 	AbiFlag        *ebpf.Variable `ebpf:"abi_flag"`
 	AbiHook        *ebpf.Variable `ebpf:"abi_hook"`
+	AbiHop         *ebpf.Variable `ebpf:"abi_hop"`
 	AbiIpFlag      *ebpf.Variable `ebpf:"abi_ip_flag"`
 	AbiLoss        *ebpf.Variable `ebpf:"abi_loss"`
 	AbiTunnel      *ebpf.Variable `ebpf:"abi_tunnel"`

@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type icmpDatagram struct {
+	_    structs.HostLayout
+	Key  uint64
+	Skb  uint64
+	Time uint64
+}
+
 type icmpDnsPorts struct {
 	_    structs.HostLayout
 	Bits [1024]uint64
@@ -91,6 +98,7 @@ type icmpUdpSocket struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	icmpMapDatagrams      = "datagrams"
 	icmpMapDnsPorts       = "dns_ports"
 	icmpMapEvents         = "events"
 	icmpMapLastPackets    = "last_packets"
@@ -156,6 +164,7 @@ type icmpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type icmpMapSpecs struct {
+	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
@@ -197,6 +206,7 @@ func (o *icmpObjects) Close() error {
 //
 // It can be passed to loadIcmpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type icmpMaps struct {
+	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
@@ -212,6 +222,7 @@ type icmpMaps struct {
 
 func (m *icmpMaps) Close() error {
 	return _IcmpClose(
+		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
 		m.LastPackets,

@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type neighborDatagram struct {
+	_    structs.HostLayout
+	Key  uint64
+	Skb  uint64
+	Time uint64
+}
+
 type neighborDnsPorts struct {
 	_    structs.HostLayout
 	Bits [1024]uint64
@@ -91,6 +98,7 @@ type neighborUdpSocket struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	neighborMapDatagrams            = "datagrams"
 	neighborMapDnsPorts             = "dns_ports"
 	neighborMapEvents               = "events"
 	neighborMapLastPackets          = "last_packets"
@@ -158,6 +166,7 @@ type neighborProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type neighborMapSpecs struct {
+	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
@@ -199,6 +208,7 @@ func (o *neighborObjects) Close() error {
 //
 // It can be passed to loadNeighborObjects or ebpf.CollectionSpec.LoadAndAssign.
 type neighborMaps struct {
+	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
@@ -214,6 +224,7 @@ type neighborMaps struct {
 
 func (m *neighborMaps) Close() error {
 	return _NeighborClose(
+		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
 		m.LastPackets,

@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type packetDatagram struct {
+	_    structs.HostLayout
+	Key  uint64
+	Skb  uint64
+	Time uint64
+}
+
 type packetDnsPorts struct {
 	_    structs.HostLayout
 	Bits [1024]uint64
@@ -91,6 +98,7 @@ type packetUdpSocket struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	packetMapDatagrams      = "datagrams"
 	packetMapDnsPorts       = "dns_ports"
 	packetMapEvents         = "events"
 	packetMapLastPackets    = "last_packets"
@@ -159,6 +167,7 @@ type packetProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetMapSpecs struct {
+	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
@@ -201,6 +210,7 @@ func (o *packetObjects) Close() error {
 //
 // It can be passed to loadPacketObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetMaps struct {
+	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
@@ -216,6 +226,7 @@ type packetMaps struct {
 
 func (m *packetMaps) Close() error {
 	return _PacketClose(
+		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
 		m.LastPackets,

@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type routeDatagram struct {
+	_    structs.HostLayout
+	Key  uint64
+	Skb  uint64
+	Time uint64
+}
+
 type routeDnsPorts struct {
 	_    structs.HostLayout
 	Bits [1024]uint64
@@ -91,6 +98,7 @@ type routeUdpSocket struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	routeMapDatagrams        = "datagrams"
 	routeMapDnsPorts         = "dns_ports"
 	routeMapEvents           = "events"
 	routeMapLastPackets      = "last_packets"
@@ -158,6 +166,7 @@ type routeProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type routeMapSpecs struct {
+	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
@@ -199,6 +208,7 @@ func (o *routeObjects) Close() error {
 //
 // It can be passed to loadRouteObjects or ebpf.CollectionSpec.LoadAndAssign.
 type routeMaps struct {
+	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
@@ -214,6 +224,7 @@ type routeMaps struct {
 
 func (m *routeMaps) Close() error {
 	return _RouteClose(
+		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
 		m.LastPackets,

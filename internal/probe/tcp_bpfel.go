@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type tcpDatagram struct {
+	_    structs.HostLayout
+	Key  uint64
+	Skb  uint64
+	Time uint64
+}
+
 type tcpDnsPorts struct {
 	_    structs.HostLayout
 	Bits [1024]uint64
@@ -91,6 +98,7 @@ type tcpUdpSocket struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	tcpMapDatagrams              = "datagrams"
 	tcpMapDnsPorts               = "dns_ports"
 	tcpMapEvents                 = "events"
 	tcpMapLastPackets            = "last_packets"
@@ -165,6 +173,7 @@ type tcpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcpMapSpecs struct {
+	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
@@ -207,6 +216,7 @@ func (o *tcpObjects) Close() error {
 //
 // It can be passed to loadTcpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcpMaps struct {
+	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
@@ -222,6 +232,7 @@ type tcpMaps struct {
 
 func (m *tcpMaps) Close() error {
 	return _TcpClose(
+		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
 		m.LastPackets,

@@ -20,6 +20,13 @@ type verdictArguments struct {
 	Third  uint64
 }
 
+type verdictDatagram struct {
+	_    structs.HostLayout
+	Key  uint64
+	Skb  uint64
+	Time uint64
+}
+
 type verdictDnsPorts struct {
 	_    structs.HostLayout
 	Bits [1024]uint64
@@ -110,6 +117,7 @@ type verdictUdpSocket struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	verdictMapCalls           = "calls"
+	verdictMapDatagrams       = "datagrams"
 	verdictMapDnsPorts        = "dns_ports"
 	verdictMapEvents          = "events"
 	verdictMapLastPackets     = "last_packets"
@@ -195,6 +203,7 @@ type verdictProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type verdictMapSpecs struct {
 	Calls          *ebpf.MapSpec `ebpf:"calls"`
+	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
@@ -242,6 +251,7 @@ func (o *verdictObjects) Close() error {
 // It can be passed to loadVerdictObjects or ebpf.CollectionSpec.LoadAndAssign.
 type verdictMaps struct {
 	Calls          *ebpf.Map `ebpf:"calls"`
+	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
@@ -259,6 +269,7 @@ type verdictMaps struct {
 func (m *verdictMaps) Close() error {
 	return _VerdictClose(
 		m.Calls,
+		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
