@@ -57,6 +57,20 @@ static __always_inline int drop_unbuilt(const struct observation *seen, const st
 	return 0;
 }
 
+/* may_tell: as far as the budget of the namespace goes that the packet is dropped in. */
+static __always_inline bool may_tell(const struct sk_buff *skb)
+{
+	const struct net_device *dev = READ_ARGUMENT(skb, dev);
+	const struct sock *sk = READ_ARGUMENT(skb, sk);
+	__u32 netns = 0;
+
+	if (dev)
+		netns = netns_of(dev);
+	if (!netns && sk)
+		netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	return !netns || !is_over_budget(netns, bpf_ktime_get_ns());
+}
+
 /* refusal is why routing or Open vSwitch refused this packet a moment ago on this CPU: -errno, or 0. */
 static __always_inline __s32 refusal(const struct sk_buff *skb)
 {
@@ -91,6 +105,8 @@ int trace_drop(__u64 *ctx)
 	refused = refusal(skb);
 	if (refused)
 		seen.reason = refused;
+	if (!may_tell(skb))
+		return 0;
 	seen.symbol = ctx[1];
 	name_symbol(seen.symbol);
 	if (!find_headers(&h, skb, false) && !find_headers(&h, skb, true))

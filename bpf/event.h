@@ -72,7 +72,8 @@ enum loss {
 	LOSS_NOT_LINEAR = 1, /* headers are not in the skb's linear part: packet not looked at */
 	LOSS_UDP_RATE = 2,   /* too many new UDP flows a second: flow not looked at */
 	LOSS_DNS_PAGED = 3,  /* a DNS message lies in pages that this kernel does not let be read */
-	LOSS_MAX = 4,
+	LOSS_LIMIT = 4,      /* a namespace gave more events than it may: map "budgets" says which */
+	LOSS_MAX = 5,
 };
 
 struct tuple {

@@ -176,6 +176,52 @@ static __always_inline void count_loss(__u32 cause)
 		*n += 1;
 }
 
+/* What each namespace may tell of DNS and drops: so many events a second on each CPU, and a
+ * few more at once, so that one that floods leaves room in the ring for all others. */
+#define BUDGETS 1024
+
+struct budget {
+	__u64 due;     /* when all that it told would be right in time: CLOCK_MONOTONIC, nanoseconds */
+	__u64 skipped; /* events that were not told */
+	__u32 netns;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, BUDGETS);
+	__type(key, __u32);
+	__type(value, struct budget);
+} budgets SEC(".maps");
+
+/* Set before loading: the time between two events of a namespace, and how much of it may be
+ * used in advance, in nanoseconds. */
+const volatile __u64 budget_interval = 20000;
+const volatile __u64 budget_ahead = 400000000;
+
+/* is_over_budget counts what a namespace tells; true: it must not tell this. */
+static __always_inline bool is_over_budget(__u32 netns, __u64 now)
+{
+	__u32 slot = netns % BUDGETS;
+	struct budget *b = bpf_map_lookup_elem(&budgets, &slot);
+
+	if (!b)
+		return false;
+	if (b->netns != netns && b->due <= now) { /* else two that share it, which is rare */
+		b->netns = netns;
+		b->skipped = 0;
+	}
+	if (b->due < now)
+		b->due = now;
+	if (b->due - now > budget_ahead) {
+		b->skipped += 1;
+		count_loss(LOSS_LIMIT);
+		return true;
+	}
+	b->due += budget_interval;
+	return false;
+}
+
 /* No wakeup per event: the reader polls. Only a ring that fills wakes it early. To look how
  * full it is costs as much as an event (the reader writes what is looked at), and a wakeup
  * more: neither is done for each one. */

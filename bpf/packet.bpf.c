@@ -120,6 +120,14 @@ static __always_inline void keep_peer(const struct sk_buff *skb, const struct he
 	bpf_map_update_elem(&udp_peers, &peer, &last, 0 /* BPF_ANY */);
 }
 
+/* may_tell: of DNS, as far as its namespace's budget goes. */
+static __always_inline bool may_tell(const struct sk_buff *skb, __u64 now)
+{
+	const struct net_device *dev = READ_ARGUMENT(skb, dev);
+
+	return !dev || !is_over_budget(netns_of(dev), now);
+}
+
 static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 {
 	struct observation seen = { .hook = hook };
@@ -148,7 +156,7 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 		dns = is_dns(&h);
 		if (flags & TCP_SYN && !dns)
 			dns = is_redirected(skb);
-		dns = dns && find_payload(&message, skb, &h);
+		dns = dns && find_payload(&message, skb, &h) && may_tell(skb, bpf_ktime_get_ns());
 		if (alone && !dns)
 			return 0;
 	} else if (h.protocol == IPPROTO_UDP) {
@@ -159,6 +167,7 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 		}
 		dns = is_dns(&h);
 		seen.time = bpf_ktime_get_ns();
+		dns = dns && may_tell(skb, seen.time);
 		if (dns && h.left >= DATAGRAM_LEFT) {
 			seen.datagram = datagram_key(&h);
 			if (emit_hop(&seen, skb, &h))

@@ -148,12 +148,20 @@ func (i *investigator) isBlamed(c *trace.Case) bool {
 type lossTime struct {
 	looked, last time.Time
 	count        uint64
+	limited      map[trace.Netns]limitTime
+}
+
+// limitTime is when a namespace's events were not told last, because it gave too many.
+type limitTime struct {
+	count uint64
+	last  time.Time
 }
 
 // lossLook is how often it is asked at most.
 const lossLook = 100 * time.Millisecond
 
-// noteLoss looks whether events were lost since it was asked before: for want of room in the ring.
+// noteLoss looks whether events were lost since it was asked before: for want of room in the ring,
+// or because a namespace gave too many.
 func (p *pipeline) noteLoss(now time.Time) {
 	if now.Sub(p.lost.looked) < lossLook {
 		return
@@ -166,7 +174,74 @@ func (p *pipeline) noteLoss(now time.Time) {
 	if n := losses[probe.LossCauses[0]]; n != p.lost.count {
 		p.lost.count, p.lost.last = n, now
 	}
+	if losses[probe.LossLimit] == 0 {
+		return
+	}
+	limited, err := p.probe.Limited()
+	if err != nil {
+		return
+	}
+	if p.lost.limited == nil {
+		p.lost.limited = make(map[trace.Netns]limitTime)
+	}
+	for ns, n := range limited {
+		if p.lost.limited[ns].count != n {
+			p.lost.limited[ns] = limitTime{n, now}
+		}
+	}
 }
 
-// since reports whether something was lost at or after a time.
-func (l *lossTime) since(t time.Time) bool { return !l.last.Before(t) }
+// since reports whether something was lost at or after a time: of what any namespace told, or of
+// what those told where the queries of a trouble were made.
+func (l *lossTime) since(t *trace.Trouble) bool {
+	if !l.last.Before(t.First) {
+		return true
+	}
+	for _, x := range []*trace.Exchange{t.Exchange, t.Upstream} {
+		if x == nil {
+			continue
+		}
+		if at, ok := l.limited[x.Home().Netns]; ok && !at.last.Before(t.First) {
+			return true
+		}
+	}
+	return false
+}
+
+// limitCause is the cause of loss by a namespace's limit, with the namespace.
+func (p *pipeline) limitCause(ns trace.Netns) string {
+	if ns == 0 {
+		return probe.LossLimit
+	}
+	place := p.places.PlaceThen(ns, time.Now())
+	switch {
+	case place.Workload != "":
+		return probe.LossLimit + " of " + place.Workload
+	case place.Name != "":
+		return probe.LossLimit + " of " + place.Name
+	case place.Host:
+		return probe.LossLimit + " of the host"
+	}
+	return fmt.Sprintf("%s of network namespace %d", probe.LossLimit, ns)
+}
+
+// limited returns how many events were not told because their namespace gave too many, by cause.
+func (p *pipeline) limited() map[string]uint64 {
+	skipped, err := p.probe.Limited()
+	if err != nil {
+		p.log.Warn("cannot read what namespaces told too much", "err", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.limitCauses == nil {
+		p.limitCauses = make(map[trace.Netns]string)
+	}
+	causes := make(map[string]uint64, len(skipped))
+	for ns, n := range skipped {
+		if p.limitCauses[ns] == "" { // and not another one later, though its name may change
+			p.limitCauses[ns] = p.limitCause(ns)
+		}
+		causes[p.limitCauses[ns]] += n
+	}
+	return causes
+}

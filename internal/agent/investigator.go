@@ -44,9 +44,9 @@ type investigator struct {
 	recorder *recorder.Recorder
 	log      *slog.Logger
 
-	queue chan trace.Case
-	open  atomic.Int64  // cases queued or under way
-	lost  atomic.Uint64 // cases that found the queue full
+	queue chan *trace.Case // pointers: a case is large, and there are seldom many
+	open  atomic.Int64     // cases queued or under way
+	lost  atomic.Uint64    // cases that found the queue full
 	// unread counts cases that stay open because their host could not be asked.
 	unread atomic.Uint64
 	cases  atomic.Uint64
@@ -83,7 +83,7 @@ type explained struct {
 func newInvestigator(node string, reader *netstate.Reader, places *netstate.Directory, r *recorder.Recorder, log *slog.Logger) *investigator {
 	return &investigator{
 		node: node, reader: reader, places: places, recorder: r, log: log,
-		queue:     make(chan trace.Case, caseQueue),
+		queue:     make(chan *trace.Case, caseQueue),
 		seed:      maphash.MakeSeed(),
 		answers:   make(map[answerKey]answer),
 		explained: make(map[pathKey]explained),
@@ -104,7 +104,7 @@ func (i *investigator) Run(ctx context.Context) error {
 			for {
 				select {
 				case c := <-i.queue:
-					i.investigate(ctx, &c)
+					i.investigate(ctx, c)
 					i.open.Add(-1)
 				case <-ctx.Done():
 					return nil
@@ -127,7 +127,7 @@ func (i *investigator) submit(c trace.Case) {
 func (i *investigator) enqueue(c trace.Case) {
 	i.open.Add(1)
 	select {
-	case i.queue <- c:
+	case i.queue <- &c:
 	default:
 		i.open.Add(-1)
 		i.lost.Add(1)

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"os"
 	"runtime"
 	"strings"
@@ -50,6 +51,8 @@ type pipeline struct {
 
 	mu      sync.Mutex
 	settles []chan struct{} // who waits for what was seen to be handed out
+	// limitCauses are the causes of loss by namespaces that told too much: there are few.
+	limitCauses map[trace.Netns]string
 }
 
 func newPipeline(p *probe.Probe, places *netstate.Directory, r *recorder.Recorder, i *investigator, dnsNames int, log *slog.Logger) *pipeline {
@@ -141,7 +144,7 @@ func (p *pipeline) handOut() {
 	}
 	for _, c := range p.dns.Cases() {
 		p.noteLoss(time.Now())
-		c.Trouble.Lossy = p.lost.since(c.Trouble.First)
+		c.Trouble.Lossy = p.lost.since(c.Trouble)
 		p.investigator.submit(c)
 	}
 	for _, path := range p.table.Done() {
@@ -184,6 +187,10 @@ func (p *pipeline) losses() map[string]uint64 {
 	losses, err := p.probe.Losses()
 	if err != nil {
 		p.log.Warn("cannot read loss counters", "err", err)
+	}
+	if losses[probe.LossLimit] > 0 {
+		delete(losses, probe.LossLimit)
+		maps.Copy(losses, p.limited())
 	}
 	losses[lossPathTable] = p.evicted.Load()
 	losses[lossDNSTable], losses[lossDNSStream] = p.dnsLost[0].Load(), p.dnsLost[1].Load()

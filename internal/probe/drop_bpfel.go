@@ -13,6 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type dropBudget struct {
+	_       structs.HostLayout
+	Due     uint64
+	Skipped uint64
+	Netns   uint32
+	Pad     uint32
+}
+
 type dropConntrack struct {
 	_        structs.HostLayout
 	Original dropTuple
@@ -190,7 +198,8 @@ const (
 	dropLossLOSS_NOT_LINEAR dropLoss = 1
 	dropLossLOSS_UDP_RATE   dropLoss = 2
 	dropLossLOSS_DNS_PAGED  dropLoss = 3
-	dropLossLOSS_MAX        dropLoss = 4
+	dropLossLOSS_LIMIT      dropLoss = 4
+	dropLossLOSS_MAX        dropLoss = 5
 )
 
 type dropRefusedPacket struct {
@@ -275,6 +284,7 @@ type dropUdpSocket struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	dropMapBudgets        = "budgets"
 	dropMapCarriedPackets = "carried_packets"
 	dropMapDatagrams      = "datagrams"
 	dropMapDnsPorts       = "dns_ports"
@@ -301,6 +311,8 @@ const (
 	dropVarAbiTunnel      = "abi_tunnel"
 	dropVarAbiTunnelKind  = "abi_tunnel_kind"
 	dropVarAbiVerdict     = "abi_verdict"
+	dropVarBudgetAhead    = "budget_ahead"
+	dropVarBudgetInterval = "budget_interval"
 	dropVarHasDropReason  = "has_drop_reason"
 	dropVarIgnoredReasons = "ignored_reasons"
 	dropVarNamesSymbols   = "names_symbols"
@@ -357,6 +369,7 @@ type dropProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type dropMapSpecs struct {
+	Budgets        *ebpf.MapSpec `ebpf:"budgets"`
 	CarriedPackets *ebpf.MapSpec `ebpf:"carried_packets"`
 	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
@@ -388,6 +401,8 @@ type dropVariableSpecs struct {
 	AbiTunnel      *ebpf.VariableSpec `ebpf:"abi_tunnel"`
 	AbiTunnelKind  *ebpf.VariableSpec `ebpf:"abi_tunnel_kind"`
 	AbiVerdict     *ebpf.VariableSpec `ebpf:"abi_verdict"`
+	BudgetAhead    *ebpf.VariableSpec `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.VariableSpec `ebpf:"budget_interval"`
 	HasDropReason  *ebpf.VariableSpec `ebpf:"has_drop_reason"`
 	IgnoredReasons *ebpf.VariableSpec `ebpf:"ignored_reasons"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
@@ -415,6 +430,7 @@ func (o *dropObjects) Close() error {
 //
 // It can be passed to loadDropObjects or ebpf.CollectionSpec.LoadAndAssign.
 type dropMaps struct {
+	Budgets        *ebpf.Map `ebpf:"budgets"`
 	CarriedPackets *ebpf.Map `ebpf:"carried_packets"`
 	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
@@ -432,6 +448,7 @@ type dropMaps struct {
 
 func (m *dropMaps) Close() error {
 	return _DropClose(
+		m.Budgets,
 		m.CarriedPackets,
 		m.Datagrams,
 		m.DnsPorts,
@@ -464,6 +481,8 @@ type dropVariables struct {
 	AbiTunnel      *ebpf.Variable `ebpf:"abi_tunnel"`
 	AbiTunnelKind  *ebpf.Variable `ebpf:"abi_tunnel_kind"`
 	AbiVerdict     *ebpf.Variable `ebpf:"abi_verdict"`
+	BudgetAhead    *ebpf.Variable `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.Variable `ebpf:"budget_interval"`
 	HasDropReason  *ebpf.Variable `ebpf:"has_drop_reason"`
 	IgnoredReasons *ebpf.Variable `ebpf:"ignored_reasons"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`

@@ -13,6 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type icmpBudget struct {
+	_       structs.HostLayout
+	Due     uint64
+	Skipped uint64
+	Netns   uint32
+	Pad     uint32
+}
+
 type icmpDatagram struct {
 	_    structs.HostLayout
 	Key  uint64
@@ -98,6 +106,7 @@ type icmpUdpSocket struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	icmpMapBudgets        = "budgets"
 	icmpMapDatagrams      = "datagrams"
 	icmpMapDnsPorts       = "dns_ports"
 	icmpMapEvents         = "events"
@@ -111,6 +120,8 @@ const (
 	icmpMapUdpRates       = "udp_rates"
 	icmpMapUdpSenders     = "udp_senders"
 	icmpProgTraceIcmpSent = "trace_icmp_sent"
+	icmpVarBudgetAhead    = "budget_ahead"
+	icmpVarBudgetInterval = "budget_interval"
 	icmpVarNamesSymbols   = "names_symbols"
 	icmpVarTypedArguments = "typed_arguments"
 )
@@ -164,6 +175,7 @@ type icmpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type icmpMapSpecs struct {
+	Budgets        *ebpf.MapSpec `ebpf:"budgets"`
 	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
@@ -182,6 +194,8 @@ type icmpMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type icmpVariableSpecs struct {
+	BudgetAhead    *ebpf.VariableSpec `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.VariableSpec `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
 	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
 }
@@ -206,6 +220,7 @@ func (o *icmpObjects) Close() error {
 //
 // It can be passed to loadIcmpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type icmpMaps struct {
+	Budgets        *ebpf.Map `ebpf:"budgets"`
 	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
@@ -222,6 +237,7 @@ type icmpMaps struct {
 
 func (m *icmpMaps) Close() error {
 	return _IcmpClose(
+		m.Budgets,
 		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
@@ -241,6 +257,8 @@ func (m *icmpMaps) Close() error {
 //
 // It can be passed to loadIcmpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type icmpVariables struct {
+	BudgetAhead    *ebpf.Variable `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.Variable `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
 	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`
 }

@@ -13,6 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type neighborBudget struct {
+	_       structs.HostLayout
+	Due     uint64
+	Skipped uint64
+	Netns   uint32
+	Pad     uint32
+}
+
 type neighborDatagram struct {
 	_    structs.HostLayout
 	Key  uint64
@@ -98,6 +106,7 @@ type neighborUdpSocket struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	neighborMapBudgets              = "budgets"
 	neighborMapDatagrams            = "datagrams"
 	neighborMapDnsPorts             = "dns_ports"
 	neighborMapEvents               = "events"
@@ -112,6 +121,8 @@ const (
 	neighborMapUdpSenders           = "udp_senders"
 	neighborProgTraceNeighborTimer  = "trace_neighbor_timer"
 	neighborProgTraceNeighborUpdate = "trace_neighbor_update"
+	neighborVarBudgetAhead          = "budget_ahead"
+	neighborVarBudgetInterval       = "budget_interval"
 	neighborVarNamesSymbols         = "names_symbols"
 	neighborVarTypedArguments       = "typed_arguments"
 )
@@ -166,6 +177,7 @@ type neighborProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type neighborMapSpecs struct {
+	Budgets        *ebpf.MapSpec `ebpf:"budgets"`
 	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
@@ -184,6 +196,8 @@ type neighborMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type neighborVariableSpecs struct {
+	BudgetAhead    *ebpf.VariableSpec `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.VariableSpec `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
 	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
 }
@@ -208,6 +222,7 @@ func (o *neighborObjects) Close() error {
 //
 // It can be passed to loadNeighborObjects or ebpf.CollectionSpec.LoadAndAssign.
 type neighborMaps struct {
+	Budgets        *ebpf.Map `ebpf:"budgets"`
 	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
@@ -224,6 +239,7 @@ type neighborMaps struct {
 
 func (m *neighborMaps) Close() error {
 	return _NeighborClose(
+		m.Budgets,
 		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
@@ -243,6 +259,8 @@ func (m *neighborMaps) Close() error {
 //
 // It can be passed to loadNeighborObjects or ebpf.CollectionSpec.LoadAndAssign.
 type neighborVariables struct {
+	BudgetAhead    *ebpf.Variable `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.Variable `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
 	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`
 }

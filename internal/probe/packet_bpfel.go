@@ -13,6 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type packetBudget struct {
+	_       structs.HostLayout
+	Due     uint64
+	Skipped uint64
+	Netns   uint32
+	Pad     uint32
+}
+
 type packetDatagram struct {
 	_    structs.HostLayout
 	Key  uint64
@@ -98,6 +106,7 @@ type packetUdpSocket struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	packetMapBudgets        = "budgets"
 	packetMapDatagrams      = "datagrams"
 	packetMapDnsPorts       = "dns_ports"
 	packetMapEvents         = "events"
@@ -112,6 +121,8 @@ const (
 	packetMapUdpSenders     = "udp_senders"
 	packetProgTraceReceive  = "trace_receive"
 	packetProgTraceTransmit = "trace_transmit"
+	packetVarBudgetAhead    = "budget_ahead"
+	packetVarBudgetInterval = "budget_interval"
 	packetVarNamesSymbols   = "names_symbols"
 	packetVarReadsPages     = "reads_pages"
 	packetVarTypedArguments = "typed_arguments"
@@ -167,6 +178,7 @@ type packetProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetMapSpecs struct {
+	Budgets        *ebpf.MapSpec `ebpf:"budgets"`
 	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
@@ -185,6 +197,8 @@ type packetMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetVariableSpecs struct {
+	BudgetAhead    *ebpf.VariableSpec `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.VariableSpec `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
 	ReadsPages     *ebpf.VariableSpec `ebpf:"reads_pages"`
 	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
@@ -210,6 +224,7 @@ func (o *packetObjects) Close() error {
 //
 // It can be passed to loadPacketObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetMaps struct {
+	Budgets        *ebpf.Map `ebpf:"budgets"`
 	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
@@ -226,6 +241,7 @@ type packetMaps struct {
 
 func (m *packetMaps) Close() error {
 	return _PacketClose(
+		m.Budgets,
 		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
@@ -245,6 +261,8 @@ func (m *packetMaps) Close() error {
 //
 // It can be passed to loadPacketObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetVariables struct {
+	BudgetAhead    *ebpf.Variable `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.Variable `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
 	ReadsPages     *ebpf.Variable `ebpf:"reads_pages"`
 	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`

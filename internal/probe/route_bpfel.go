@@ -13,6 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type routeBudget struct {
+	_       structs.HostLayout
+	Due     uint64
+	Skipped uint64
+	Netns   uint32
+	Pad     uint32
+}
+
 type routeDatagram struct {
 	_    structs.HostLayout
 	Key  uint64
@@ -98,6 +106,7 @@ type routeUdpSocket struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	routeMapBudgets          = "budgets"
 	routeMapDatagrams        = "datagrams"
 	routeMapDnsPorts         = "dns_ports"
 	routeMapEvents           = "events"
@@ -112,6 +121,8 @@ const (
 	routeMapUdpSenders       = "udp_senders"
 	routeProgTraceRouteMiss4 = "trace_route_miss4"
 	routeProgTraceRouteMiss6 = "trace_route_miss6"
+	routeVarBudgetAhead      = "budget_ahead"
+	routeVarBudgetInterval   = "budget_interval"
 	routeVarNamesSymbols     = "names_symbols"
 	routeVarTypedArguments   = "typed_arguments"
 )
@@ -166,6 +177,7 @@ type routeProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type routeMapSpecs struct {
+	Budgets        *ebpf.MapSpec `ebpf:"budgets"`
 	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
@@ -184,6 +196,8 @@ type routeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type routeVariableSpecs struct {
+	BudgetAhead    *ebpf.VariableSpec `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.VariableSpec `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
 	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
 }
@@ -208,6 +222,7 @@ func (o *routeObjects) Close() error {
 //
 // It can be passed to loadRouteObjects or ebpf.CollectionSpec.LoadAndAssign.
 type routeMaps struct {
+	Budgets        *ebpf.Map `ebpf:"budgets"`
 	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
@@ -224,6 +239,7 @@ type routeMaps struct {
 
 func (m *routeMaps) Close() error {
 	return _RouteClose(
+		m.Budgets,
 		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
@@ -243,6 +259,8 @@ func (m *routeMaps) Close() error {
 //
 // It can be passed to loadRouteObjects or ebpf.CollectionSpec.LoadAndAssign.
 type routeVariables struct {
+	BudgetAhead    *ebpf.Variable `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.Variable `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
 	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`
 }

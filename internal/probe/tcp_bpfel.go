@@ -13,6 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type tcpBudget struct {
+	_       structs.HostLayout
+	Due     uint64
+	Skipped uint64
+	Netns   uint32
+	Pad     uint32
+}
+
 type tcpDatagram struct {
 	_    structs.HostLayout
 	Key  uint64
@@ -98,6 +106,7 @@ type tcpUdpSocket struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	tcpMapBudgets                = "budgets"
 	tcpMapDatagrams              = "datagrams"
 	tcpMapDnsPorts               = "dns_ports"
 	tcpMapEvents                 = "events"
@@ -115,6 +124,8 @@ const (
 	tcpProgTraceRetransmit       = "trace_retransmit"
 	tcpProgTraceRetransmitSynack = "trace_retransmit_synack"
 	tcpProgTraceSocketState      = "trace_socket_state"
+	tcpVarBudgetAhead            = "budget_ahead"
+	tcpVarBudgetInterval         = "budget_interval"
 	tcpVarHasResetReason         = "has_reset_reason"
 	tcpVarNamesSymbols           = "names_symbols"
 	tcpVarTypedArguments         = "typed_arguments"
@@ -173,6 +184,7 @@ type tcpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcpMapSpecs struct {
+	Budgets        *ebpf.MapSpec `ebpf:"budgets"`
 	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
@@ -191,6 +203,8 @@ type tcpMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcpVariableSpecs struct {
+	BudgetAhead    *ebpf.VariableSpec `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.VariableSpec `ebpf:"budget_interval"`
 	HasResetReason *ebpf.VariableSpec `ebpf:"has_reset_reason"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
 	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
@@ -216,6 +230,7 @@ func (o *tcpObjects) Close() error {
 //
 // It can be passed to loadTcpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcpMaps struct {
+	Budgets        *ebpf.Map `ebpf:"budgets"`
 	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
@@ -232,6 +247,7 @@ type tcpMaps struct {
 
 func (m *tcpMaps) Close() error {
 	return _TcpClose(
+		m.Budgets,
 		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
@@ -251,6 +267,8 @@ func (m *tcpMaps) Close() error {
 //
 // It can be passed to loadTcpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcpVariables struct {
+	BudgetAhead    *ebpf.Variable `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.Variable `ebpf:"budget_interval"`
 	HasResetReason *ebpf.Variable `ebpf:"has_reset_reason"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
 	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`

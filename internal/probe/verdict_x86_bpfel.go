@@ -20,6 +20,14 @@ type verdictArguments struct {
 	Third  uint64
 }
 
+type verdictBudget struct {
+	_       structs.HostLayout
+	Due     uint64
+	Skipped uint64
+	Netns   uint32
+	Pad     uint32
+}
+
 type verdictDatagram struct {
 	_    structs.HostLayout
 	Key  uint64
@@ -116,6 +124,7 @@ type verdictUdpSocket struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	verdictMapBudgets         = "budgets"
 	verdictMapCalls           = "calls"
 	verdictMapDatagrams       = "datagrams"
 	verdictMapDnsPorts        = "dns_ports"
@@ -139,6 +148,8 @@ const (
 	verdictProgKprobeEnter    = "kprobe_enter"
 	verdictProgKprobeLeave    = "kprobe_leave"
 	verdictVarAbiFunction     = "abi_function"
+	verdictVarBudgetAhead     = "budget_ahead"
+	verdictVarBudgetInterval  = "budget_interval"
 	verdictVarCallCounter     = "call_counter"
 	verdictVarNamesSymbols    = "names_symbols"
 	verdictVarProbedFunction  = "probed_function"
@@ -202,6 +213,7 @@ type verdictProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type verdictMapSpecs struct {
+	Budgets        *ebpf.MapSpec `ebpf:"budgets"`
 	Calls          *ebpf.MapSpec `ebpf:"calls"`
 	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
@@ -223,6 +235,8 @@ type verdictMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type verdictVariableSpecs struct {
 	AbiFunction    *ebpf.VariableSpec `ebpf:"abi_function"`
+	BudgetAhead    *ebpf.VariableSpec `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.VariableSpec `ebpf:"budget_interval"`
 	CallCounter    *ebpf.VariableSpec `ebpf:"call_counter"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
 	ProbedFunction *ebpf.VariableSpec `ebpf:"probed_function"`
@@ -250,6 +264,7 @@ func (o *verdictObjects) Close() error {
 //
 // It can be passed to loadVerdictObjects or ebpf.CollectionSpec.LoadAndAssign.
 type verdictMaps struct {
+	Budgets        *ebpf.Map `ebpf:"budgets"`
 	Calls          *ebpf.Map `ebpf:"calls"`
 	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
@@ -268,6 +283,7 @@ type verdictMaps struct {
 
 func (m *verdictMaps) Close() error {
 	return _VerdictClose(
+		m.Budgets,
 		m.Calls,
 		m.Datagrams,
 		m.DnsPorts,
@@ -290,6 +306,8 @@ func (m *verdictMaps) Close() error {
 // It can be passed to loadVerdictObjects or ebpf.CollectionSpec.LoadAndAssign.
 type verdictVariables struct {
 	AbiFunction    *ebpf.Variable `ebpf:"abi_function"`
+	BudgetAhead    *ebpf.Variable `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.Variable `ebpf:"budget_interval"`
 	CallCounter    *ebpf.Variable `ebpf:"call_counter"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
 	ProbedFunction *ebpf.Variable `ebpf:"probed_function"`
