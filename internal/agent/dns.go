@@ -144,6 +144,43 @@ func (i *investigator) isBlamed(c *trace.Case) bool {
 	return true
 }
 
+// servedAt is where a server is.
+type servedAt struct {
+	netns trace.Netns
+	port  uint16
+}
+
+// silenceAge is how long after a resolver was found silent its full buffer is the same fault.
+const silenceAge = 10 * time.Minute
+
+// asSilence turns the finding that a resolver's receive buffer is full into the one that it is silent,
+// where that was told before: it does not read, and now there is no room any more.
+func (i *investigator) asSilence(f *trace.Finding, c *trace.Case) {
+	at := servedAt{f.Where.Place.Netns, c.Event.Tuple.Dst.Port()}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	switch f.ID {
+	case "dns-unanswered":
+		if f.Direction != trace.Reply {
+			return
+		}
+		if len(i.silent) >= maxBlamed {
+			clear(i.silent)
+		}
+		i.silent[at] = blamed{*f, time.Now()}
+	case "socket-buffer-full":
+		known, ok := i.silent[at]
+		if !ok || c.Event.Tuple.Protocol != trace.UDP || time.Since(known.at) > silenceAge {
+			return
+		}
+		full := *f
+		*f = known.finding
+		f.Count, f.Path, f.FirstSeen, f.LastSeen = full.Count, full.Path, full.FirstSeen, full.LastSeen
+		f.Connections, f.Omitted = full.Connections, full.Omitted
+		f.Evidence = append(slices.Clone(full.Evidence), trace.Evidence{Time: full.LastSeen, Text: full.Summary})
+	}
+}
+
 // lossTime is when events were lost last: of those that tell of DNS. It belongs to the reading goroutine.
 type lossTime struct {
 	looked, last time.Time

@@ -88,6 +88,7 @@ func newInvestigator(node string, reader *netstate.Reader, places *netstate.Dire
 		answers:   make(map[answerKey]answer),
 		explained: make(map[pathKey]explained),
 		blamed:    make(map[trace.Tuple]blamed),
+		silent:    make(map[servedAt]blamed),
 		made:      make(map[metrics.Finding]uint64),
 		redirects: newRedirectWatch(places, reader),
 	}
@@ -255,6 +256,7 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) b
 		f, _ = diagnose.Explain(c, &s)
 	}
 	f.Where.Node = i.node
+	i.asSilence(&f, c)
 	if i.claims(&f, c) {
 		i.recorder.AddFinding(f)
 	}

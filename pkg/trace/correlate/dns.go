@@ -52,6 +52,8 @@ const (
 	// dnsExits is how often it is asked whether clients have exited, and dnsExitsAtOnce of how many exchanges.
 	dnsExits       = 250 * time.Millisecond
 	dnsExitsAtOnce = 64
+	// dnsPatience is the most that libraries wait before they send the same datagram again (RES_TIMEOUT is 5 s).
+	dnsPatience = 6 * time.Second
 	// maxSightings bounds one exchange.
 	maxSightings = 32
 )
@@ -272,6 +274,9 @@ func (x *exchange) isAskedAnew(ev *trace.Event, reply bool) bool {
 	if reply || x.queue != nil && x.Outcome == trace.Pending {
 		return false
 	}
+	if x.Outcome == trace.Unanswered && ev.Time.Sub(x.asked) < dnsPatience {
+		return false // a library that has waited its five seconds sends the same once more
+	}
 	return x.sighted(ev, reply) != nil && !(x.skb == ev.SKB && ev.Time.Sub(x.skbAt) < packetAge)
 }
 
@@ -463,7 +468,10 @@ func (t *DNSTable) answer(x *exchange, h *dns.Header, ev *trace.Event, message [
 		t.handOut(x, ev.Time)
 		return
 	}
-	late := x.ended || x.superseded
+	// A library that sends its query again takes the answer to the first one, too. One that
+	// comes at once is to the second one: the first one was lost.
+	again, soon := x.Attempts > 1 && x.asked.Sub(x.First) >= dnsRetry, ev.Time.Sub(x.asked) < dnsRetry
+	late := x.superseded || again && !soon || x.ended && !(again && soon)
 	switch {
 	case x.Outcome == trace.Cancelled: // nobody waited for it any more
 	case late:
