@@ -260,15 +260,16 @@ static __always_inline void fill_dns(struct event_conntrack *ec, const struct ob
 		fill_sender_or_asker(ec, skb, ct != NULL);
 }
 
-/* remember_datagram: its payload has been told, and need not be at the hooks that it comes to next. */
-static __always_inline void remember_datagram(const struct sk_buff *skb, const struct observation *seen)
+/* remember_datagram: its payload has been told, and need not be at the hooks that it comes to
+ * next; or nothing was, and nothing is to be. */
+static __always_inline void remember_datagram(const struct sk_buff *skb, const struct observation *seen, bool told)
 {
 	__u32 slot = (seen->datagram >> 8) % DATAGRAMS;
 	struct datagram *d = bpf_map_lookup_elem(&datagrams, &slot);
 
 	if (!d)
 		return;
-	d->key = seen->datagram;
+	d->key = told ? seen->datagram : seen->datagram & ~1ULL;
 	d->skb = (__u64)skb;
 	d->time = seen->time;
 }
@@ -301,7 +302,7 @@ static __always_inline int emit_dns(const struct observation *seen, const struct
 		bpf_ringbuf_submit(ed, wakeup_flags());
 	}
 	if (seen->datagram)
-		remember_datagram(skb, seen);
+		remember_datagram(skb, seen, true);
 	return 0;
 }
 
@@ -317,24 +318,77 @@ static __always_inline __u64 datagram_key(const struct headers *h)
 	return mix(key, load32(h->transport + 16)) | 1;
 }
 
-/* emit_hop sends one event about a datagram whose payload was told; false: it was not, or long ago. */
-static __always_inline bool emit_hop(const struct observation *seen, const struct sk_buff *skb, const struct headers *h)
+/* find_datagram returns what is remembered of a datagram; NULL: nothing, or it was long ago. */
+static __always_inline struct datagram *find_datagram(const struct observation *seen, const struct sk_buff *skb)
 {
-	__u32 in_ifindex = READ_ARGUMENT(skb, skb_iif), slot = (seen->datagram >> 8) % DATAGRAMS;
+	__u32 slot = (seen->datagram >> 8) % DATAGRAMS;
+	struct datagram *d = bpf_map_lookup_elem(&datagrams, &slot);
+
+	if (!d || (d->key | 1) != seen->datagram || d->skb != (__u64)skb || seen->time - d->time >= DATAGRAM_NS)
+		return NULL;
+	return d;
+}
+
+static __always_inline struct untold_query *untold_slot(__u64 key)
+{
+	__u32 slot = (key >> 8) % UNTOLD;
+
+	return bpf_map_lookup_elem(&untold_queries, &slot);
+}
+
+/* may_tell_datagram: as far as the budget goes of the namespace where it is seen first. A
+ * response is told if its query was. */
+static __always_inline bool may_tell_datagram(const struct observation *seen, const struct sk_buff *skb, const struct headers *h)
+{
+	const struct net_device *dev = READ_ARGUMENT(skb, dev);
+	bool response = load8(h->transport + 10) & 0x80;
+	__u16 client = load16(response ? h->transport + 2 : h->transport);
+	__u64 key = mix(client, (__u64)load16(h->transport + 8) << 32 | load32(h->transport + 20));
+	struct untold_query *query;
+
+	if (response) {
+		query = untold_slot(key);
+		if (query && query->key == key && seen->time - query->time < UNTOLD_NS)
+			return false;
+	}
+	if (!dev || !is_over_budget(netns_of(dev), seen->time, response ? BUDGET_RESPONSES : BUDGET_QUERIES))
+		return true;
+	if (!response) {
+		query = untold_slot(key);
+		if (query) {
+			query->key = key;
+			query->time = seen->time;
+		}
+	}
+	return false;
+}
+
+enum hop {
+	HOP_NEW = 0,    /* the datagram was not seen before, or long ago */
+	HOP_TOLD = 1,   /* it was, and that it comes here is told now */
+	HOP_UNTOLD = 2, /* it was, and nothing of it is told */
+};
+
+/* emit_hop sends one event about a datagram whose payload was told. */
+static __always_inline enum hop emit_hop(const struct observation *seen, const struct sk_buff *skb, const struct headers *h)
+{
+	__u32 in_ifindex = READ_ARGUMENT(skb, skb_iif);
 	struct net_device *dev = READ_ARGUMENT(skb, dev);
 	struct datagram *d;
 	struct event_hop *e;
 
 	if (!dev || (seen->hook == HOOK_TRANSMIT && !in_ifindex)) /* it is made here: another, perhaps, that is alike */
-		return false;
-	d = bpf_map_lookup_elem(&datagrams, &slot);
-	if (!d || d->key != seen->datagram || d->skb != (__u64)skb || seen->time - d->time >= DATAGRAM_NS)
-		return false;
+		return HOP_NEW;
+	d = find_datagram(seen, skb);
+	if (!d)
+		return HOP_NEW;
 	d->time = seen->time;
+	if (d->key != seen->datagram)
+		return HOP_UNTOLD;
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e) {
 		count_loss(LOSS_RING_FULL);
-		return true;
+		return HOP_TOLD;
 	}
 	__builtin_memset(e, 0, sizeof(*e));
 	e->time = seen->time;
@@ -353,7 +407,20 @@ static __always_inline bool emit_hop(const struct observation *seen, const struc
 	e->tuple.dport = load16(h->transport + 2);
 	copy16(e->device, &dev->name);
 	bpf_ringbuf_submit(e, wakeup_flags());
-	return true;
+	return HOP_TOLD;
+}
+
+/* tell_datagram tells of a datagram that was told before; otherwise it says whether it is to be told whole. */
+static __always_inline enum hop tell_datagram(struct observation *seen, const struct sk_buff *skb, const struct headers *h)
+{
+	enum hop hop;
+
+	seen->datagram = datagram_key(h);
+	hop = emit_hop(seen, skb, h);
+	if (hop != HOP_NEW || may_tell_datagram(seen, skb, h))
+		return hop;
+	remember_datagram(skb, seen, false);
+	return HOP_UNTOLD;
 }
 
 #endif

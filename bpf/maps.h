@@ -123,10 +123,10 @@ struct {
 /* The datagrams of DNS that were told last, with what is in them. Whoever reads the events
  * keeps as many, in the same places. */
 #define DATAGRAMS 4096
-#define DATAGRAM_NS 1000000ULL /* an skb's address is another packet's soon */
+#define DATAGRAM_NS 10000000ULL /* an skb's address is another packet's soon, which may be alike: sent again */
 
 struct datagram {
-	__u64 key; /* of what it holds */
+	__u64 key; /* of what it holds: odd; even when it was not told, and is not to be */
 	__u64 skb;
 	__u64 time; /* when it was seen last: CLOCK_MONOTONIC, nanoseconds */
 };
@@ -137,6 +137,22 @@ struct {
 	__type(key, __u32);
 	__type(value, struct datagram);
 } datagrams SEC(".maps");
+
+/* Queries that were not told, because of their namespace's budget: nor are the responses to them. */
+#define UNTOLD 8192
+#define UNTOLD_NS 10000000000ULL
+
+struct untold_query {
+	__u64 key; /* of the client's port, the id and the question */
+	__u64 time;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, UNTOLD);
+	__type(key, __u32);
+	__type(value, struct untold_query);
+} untold_queries SEC(".maps");
 
 /* Names of the kernel functions that addresses in events lie in, as the kernel's
  * own formatter writes them: "nft_do_chain [nf_tables]". */
@@ -176,9 +192,15 @@ static __always_inline void count_loss(__u32 cause)
 		*n += 1;
 }
 
-/* What each namespace may tell of DNS and drops: so many events a second on each CPU, and a
- * few more at once, so that one that floods leaves room in the ring for all others. */
+/* What each namespace may tell: so many datagrams of DNS that are first seen there, and so many
+ * drops, a second on each CPU, and a few more at once, so that one that floods leaves room in the
+ * ring for all others. */
 #define BUDGETS 1024
+#define BUDGET_KINDS 4 /* that do not take from each other */
+#define BUDGET_QUERIES 0
+#define BUDGET_RESPONSES 1
+#define BUDGET_SEGMENTS 2
+#define BUDGET_DROPS 3
 
 struct budget {
 	__u64 due;     /* when all that it told would be right in time: CLOCK_MONOTONIC, nanoseconds */
@@ -197,12 +219,12 @@ struct {
 /* Set before loading: the time between two events of a namespace, and how much of it may be
  * used in advance, in nanoseconds. */
 const volatile __u64 budget_interval = 20000;
-const volatile __u64 budget_ahead = 400000000;
+const volatile __u64 budget_ahead = 200000000;
 
 /* is_over_budget counts what a namespace tells; true: it must not tell this. */
-static __always_inline bool is_over_budget(__u32 netns, __u64 now)
+static __always_inline bool is_over_budget(__u32 netns, __u64 now, __u32 kind)
 {
-	__u32 slot = netns % BUDGETS;
+	__u32 slot = (netns + kind * (BUDGETS / BUDGET_KINDS)) % BUDGETS;
 	struct budget *b = bpf_map_lookup_elem(&budgets, &slot);
 
 	if (!b)

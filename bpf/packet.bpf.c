@@ -120,12 +120,12 @@ static __always_inline void keep_peer(const struct sk_buff *skb, const struct he
 	bpf_map_update_elem(&udp_peers, &peer, &last, 0 /* BPF_ANY */);
 }
 
-/* may_tell: of DNS, as far as its namespace's budget goes. */
-static __always_inline bool may_tell(const struct sk_buff *skb, __u64 now)
+/* may_tell: of DNS that nothing is remembered of, as far as its namespace's budget goes. */
+static __always_inline bool may_tell(const struct sk_buff *skb)
 {
 	const struct net_device *dev = READ_ARGUMENT(skb, dev);
 
-	return !dev || !is_over_budget(netns_of(dev), now);
+	return !dev || !is_over_budget(netns_of(dev), bpf_ktime_get_ns(), BUDGET_SEGMENTS);
 }
 
 static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
@@ -156,7 +156,7 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 		dns = is_dns(&h);
 		if (flags & TCP_SYN && !dns)
 			dns = is_redirected(skb);
-		dns = dns && find_payload(&message, skb, &h) && may_tell(skb, bpf_ktime_get_ns());
+		dns = dns && find_payload(&message, skb, &h) && may_tell(skb);
 		if (alone && !dns)
 			return 0;
 	} else if (h.protocol == IPPROTO_UDP) {
@@ -167,16 +167,19 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 		}
 		dns = is_dns(&h);
 		seen.time = bpf_ktime_get_ns();
-		dns = dns && may_tell(skb, seen.time);
 		if (dns && h.left >= DATAGRAM_LEFT) {
-			seen.datagram = datagram_key(&h);
-			if (emit_hop(&seen, skb, &h))
+			enum hop hop = tell_datagram(&seen, skb, &h);
+
+			if (hop == HOP_TOLD)
 				return 0;
+			dns = hop == HOP_NEW;
+		} else if (dns) {
+			dns = may_tell(skb);
 		}
 		alone = !is_first(skb, &h, hook, seen.time);
 		if (alone && !dns)
 			return 0;
-		if (!dns)
+		if (!dns && !seen.datagram)
 			dns = is_redirected(skb);
 		dns = dns && !is_group(skb, &h) && find_payload(&message, skb, &h);
 		if (alone && !dns)

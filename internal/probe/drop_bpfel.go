@@ -280,6 +280,12 @@ type dropUdpSocket struct {
 	Pad    uint8
 }
 
+type dropUntoldQuery struct {
+	_    structs.HostLayout
+	Key  uint64
+	Time uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -298,6 +304,7 @@ const (
 	dropMapUdpPeers       = "udp_peers"
 	dropMapUdpRates       = "udp_rates"
 	dropMapUdpSenders     = "udp_senders"
+	dropMapUntoldQueries  = "untold_queries"
 	dropProgTraceDrop     = "trace_drop"
 	dropVarAbiDns         = "abi_dns"
 	dropVarAbiDnsFlag     = "abi_dns_flag"
@@ -383,6 +390,7 @@ type dropMapSpecs struct {
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.MapSpec `ebpf:"untold_queries"`
 }
 
 // dropVariableSpecs contains global variables before they are loaded into the kernel.
@@ -444,6 +452,7 @@ type dropMaps struct {
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.Map `ebpf:"untold_queries"`
 }
 
 func (m *dropMaps) Close() error {
@@ -462,6 +471,7 @@ func (m *dropMaps) Close() error {
 		m.UdpPeers,
 		m.UdpRates,
 		m.UdpSenders,
+		m.UntoldQueries,
 	)
 }
 

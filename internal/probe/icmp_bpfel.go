@@ -102,6 +102,12 @@ type icmpUdpSocket struct {
 	Pad    uint8
 }
 
+type icmpUntoldQuery struct {
+	_    structs.HostLayout
+	Key  uint64
+	Time uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -119,6 +125,7 @@ const (
 	icmpMapUdpPeers       = "udp_peers"
 	icmpMapUdpRates       = "udp_rates"
 	icmpMapUdpSenders     = "udp_senders"
+	icmpMapUntoldQueries  = "untold_queries"
 	icmpProgTraceIcmpSent = "trace_icmp_sent"
 	icmpVarBudgetAhead    = "budget_ahead"
 	icmpVarBudgetInterval = "budget_interval"
@@ -188,6 +195,7 @@ type icmpMapSpecs struct {
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.MapSpec `ebpf:"untold_queries"`
 }
 
 // icmpVariableSpecs contains global variables before they are loaded into the kernel.
@@ -233,6 +241,7 @@ type icmpMaps struct {
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.Map `ebpf:"untold_queries"`
 }
 
 func (m *icmpMaps) Close() error {
@@ -250,6 +259,7 @@ func (m *icmpMaps) Close() error {
 		m.UdpPeers,
 		m.UdpRates,
 		m.UdpSenders,
+		m.UntoldQueries,
 	)
 }
 

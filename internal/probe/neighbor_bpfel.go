@@ -102,6 +102,12 @@ type neighborUdpSocket struct {
 	Pad    uint8
 }
 
+type neighborUntoldQuery struct {
+	_    structs.HostLayout
+	Key  uint64
+	Time uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -119,6 +125,7 @@ const (
 	neighborMapUdpPeers             = "udp_peers"
 	neighborMapUdpRates             = "udp_rates"
 	neighborMapUdpSenders           = "udp_senders"
+	neighborMapUntoldQueries        = "untold_queries"
 	neighborProgTraceNeighborTimer  = "trace_neighbor_timer"
 	neighborProgTraceNeighborUpdate = "trace_neighbor_update"
 	neighborVarBudgetAhead          = "budget_ahead"
@@ -190,6 +197,7 @@ type neighborMapSpecs struct {
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.MapSpec `ebpf:"untold_queries"`
 }
 
 // neighborVariableSpecs contains global variables before they are loaded into the kernel.
@@ -235,6 +243,7 @@ type neighborMaps struct {
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.Map `ebpf:"untold_queries"`
 }
 
 func (m *neighborMaps) Close() error {
@@ -252,6 +261,7 @@ func (m *neighborMaps) Close() error {
 		m.UdpPeers,
 		m.UdpRates,
 		m.UdpSenders,
+		m.UntoldQueries,
 	)
 }
 

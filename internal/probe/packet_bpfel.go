@@ -102,6 +102,12 @@ type packetUdpSocket struct {
 	Pad    uint8
 }
 
+type packetUntoldQuery struct {
+	_    structs.HostLayout
+	Key  uint64
+	Time uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -119,6 +125,7 @@ const (
 	packetMapUdpPeers       = "udp_peers"
 	packetMapUdpRates       = "udp_rates"
 	packetMapUdpSenders     = "udp_senders"
+	packetMapUntoldQueries  = "untold_queries"
 	packetProgTraceReceive  = "trace_receive"
 	packetProgTraceTransmit = "trace_transmit"
 	packetVarBudgetAhead    = "budget_ahead"
@@ -191,6 +198,7 @@ type packetMapSpecs struct {
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.MapSpec `ebpf:"untold_queries"`
 }
 
 // packetVariableSpecs contains global variables before they are loaded into the kernel.
@@ -237,6 +245,7 @@ type packetMaps struct {
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.Map `ebpf:"untold_queries"`
 }
 
 func (m *packetMaps) Close() error {
@@ -254,6 +263,7 @@ func (m *packetMaps) Close() error {
 		m.UdpPeers,
 		m.UdpRates,
 		m.UdpSenders,
+		m.UntoldQueries,
 	)
 }
 

@@ -102,6 +102,12 @@ type routeUdpSocket struct {
 	Pad    uint8
 }
 
+type routeUntoldQuery struct {
+	_    structs.HostLayout
+	Key  uint64
+	Time uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -119,6 +125,7 @@ const (
 	routeMapUdpPeers         = "udp_peers"
 	routeMapUdpRates         = "udp_rates"
 	routeMapUdpSenders       = "udp_senders"
+	routeMapUntoldQueries    = "untold_queries"
 	routeProgTraceRouteMiss4 = "trace_route_miss4"
 	routeProgTraceRouteMiss6 = "trace_route_miss6"
 	routeVarBudgetAhead      = "budget_ahead"
@@ -190,6 +197,7 @@ type routeMapSpecs struct {
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.MapSpec `ebpf:"untold_queries"`
 }
 
 // routeVariableSpecs contains global variables before they are loaded into the kernel.
@@ -235,6 +243,7 @@ type routeMaps struct {
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.Map `ebpf:"untold_queries"`
 }
 
 func (m *routeMaps) Close() error {
@@ -252,6 +261,7 @@ func (m *routeMaps) Close() error {
 		m.UdpPeers,
 		m.UdpRates,
 		m.UdpSenders,
+		m.UntoldQueries,
 	)
 }
 

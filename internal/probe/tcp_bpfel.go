@@ -102,6 +102,12 @@ type tcpUdpSocket struct {
 	Pad    uint8
 }
 
+type tcpUntoldQuery struct {
+	_    structs.HostLayout
+	Key  uint64
+	Time uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -119,6 +125,7 @@ const (
 	tcpMapUdpPeers               = "udp_peers"
 	tcpMapUdpRates               = "udp_rates"
 	tcpMapUdpSenders             = "udp_senders"
+	tcpMapUntoldQueries          = "untold_queries"
 	tcpProgTraceResetReceived    = "trace_reset_received"
 	tcpProgTraceResetSent        = "trace_reset_sent"
 	tcpProgTraceRetransmit       = "trace_retransmit"
@@ -197,6 +204,7 @@ type tcpMapSpecs struct {
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.MapSpec `ebpf:"untold_queries"`
 }
 
 // tcpVariableSpecs contains global variables before they are loaded into the kernel.
@@ -243,6 +251,7 @@ type tcpMaps struct {
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.Map `ebpf:"untold_queries"`
 }
 
 func (m *tcpMaps) Close() error {
@@ -260,6 +269,7 @@ func (m *tcpMaps) Close() error {
 		m.UdpPeers,
 		m.UdpRates,
 		m.UdpSenders,
+		m.UntoldQueries,
 	)
 }
 

@@ -120,6 +120,12 @@ type verdictUdpSocket struct {
 	Pad    uint8
 }
 
+type verdictUntoldQuery struct {
+	_    structs.HostLayout
+	Key  uint64
+	Time uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -139,6 +145,7 @@ const (
 	verdictMapUdpRates        = "udp_rates"
 	verdictMapUdpSenders      = "udp_senders"
 	verdictMapUnderWay        = "under_way"
+	verdictMapUntoldQueries   = "untold_queries"
 	verdictProgExitConntrack  = "exit_conntrack"
 	verdictProgExitHookSlow   = "exit_hook_slow"
 	verdictProgExitIpTable    = "exit_ip_table"
@@ -228,6 +235,7 @@ type verdictMapSpecs struct {
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
 	UnderWay       *ebpf.MapSpec `ebpf:"under_way"`
+	UntoldQueries  *ebpf.MapSpec `ebpf:"untold_queries"`
 }
 
 // verdictVariableSpecs contains global variables before they are loaded into the kernel.
@@ -279,6 +287,7 @@ type verdictMaps struct {
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
 	UnderWay       *ebpf.Map `ebpf:"under_way"`
+	UntoldQueries  *ebpf.Map `ebpf:"untold_queries"`
 }
 
 func (m *verdictMaps) Close() error {
@@ -298,6 +307,7 @@ func (m *verdictMaps) Close() error {
 		m.UdpRates,
 		m.UdpSenders,
 		m.UnderWay,
+		m.UntoldQueries,
 	)
 }
 

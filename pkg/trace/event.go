@@ -125,7 +125,7 @@ type Event struct {
 	Payload       []byte
 	PayloadLength uint32
 	PayloadOnly   bool // told for its payload alone: it says nothing new of a path
-	// Datagram tells a datagram of DNS from others for a millisecond. Where there is no payload with
+	// Datagram tells a datagram of DNS from others for some milliseconds. Where there is no payload with
 	// it, that was told where the datagram was seen first.
 	Datagram uint64
 

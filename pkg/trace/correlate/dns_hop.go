@@ -6,7 +6,7 @@ import (
 )
 
 // The kernel tells what a datagram holds where it is seen first. At the hooks that it comes
-// to within the next millisecond it tells only that it is the same one.
+// to within the next ten milliseconds it tells only that it is the same one.
 
 // datagram is the exchange that a datagram is of.
 type datagram struct {
@@ -28,18 +28,33 @@ func (t *DNSTable) remember(x *exchange, ev *trace.Event, reply bool) {
 	}
 }
 
+// known returns the exchange that a datagram is of; nil: none is known.
+func (t *DNSTable) known(ev *trace.Event) (x *exchange, reply bool) {
+	if d := t.datagram(ev.Datagram); d.key == ev.Datagram && d.skb == ev.SKB && d.x != nil && d.x.queue != nil {
+		return d.x, d.reply
+	}
+	// What two processors tell at once may come in another order than that in which they took the place.
+	if s := t.slot(ev.SKB); s.skb == ev.SKB && s.x != nil && s.x.queue != nil {
+		for i, key := range s.x.sent {
+			if key == ev.Datagram && s.reply == (i == 1) {
+				return s.x, s.reply
+			}
+		}
+	}
+	return nil, false
+}
+
 // addHop takes in that a datagram came to one more hook.
 func (t *DNSTable) addHop(ev *trace.Event) {
-	d := t.datagram(ev.Datagram)
-	x := d.x
-	if d.key != ev.Datagram || d.skb != ev.SKB || x == nil || x.queue == nil {
+	x, reply := t.known(ev)
+	if x == nil {
 		t.stats.Unmatched++
 		return
 	}
-	x.skb, x.skbAt, x.skbReply = ev.SKB, ev.Time, d.reply
-	*t.slot(ev.SKB) = skbExchange{ev.SKB, x, d.reply}
-	t.sight(x, ev, d.reply)
-	if !d.reply || !x.isHome(ev) || x.coming == nil {
+	x.skb, x.skbAt, x.skbReply = ev.SKB, ev.Time, reply
+	*t.slot(ev.SKB) = skbExchange{ev.SKB, x, reply}
+	t.sight(x, ev, reply)
+	if !reply || !x.isHome(ev) || x.coming == nil {
 		return
 	}
 	if h, err := dns.Peek(x.coming); err == nil {
