@@ -150,8 +150,8 @@ type servedAt struct {
 	port  uint16
 }
 
-// silenceAge is how long after a resolver was found silent its full buffer is the same fault.
-const silenceAge = 10 * time.Minute
+// silenceAge is how long after a resolver was found silent its full buffer is the same fault: queries that go on being unanswered tell anew.
+const silenceAge = time.Minute
 
 // asSilence turns the finding that a resolver's receive buffer is full into the one that it is silent,
 // where that was told before: it does not read, and now there is no room any more.
