@@ -14,6 +14,12 @@ const volatile bool reads_pages = false;
 /* The tracepoint's argument is a struct sk_buff, whatever the prototype says. */
 extern int bpf_dynptr_from_skb(struct __sk_buff *skb, __u64 flags, struct bpf_dynptr *ptr__uninit) __ksym __weak;
 
+static __always_inline __u64 mix(__u64 hash, __u64 value)
+{
+	hash = (hash ^ value) * 0x9e3779b97f4a7c15ULL;
+	return hash ^ (hash >> 32);
+}
+
 static __always_inline bool has_bit(const struct dns_ports *ports, __u16 port)
 {
 	return ports->bits[port >> 6] & 1ULL << (port & 63);
@@ -229,10 +235,10 @@ static __always_inline void fill_dns(struct event_conntrack *ec, const struct ob
 	struct event *e = &ec->event;
 
 	__builtin_memset(ec, 0, sizeof(*ec));
-	e->time = bpf_ktime_get_ns();
+	e->time = seen->time ? seen->time : bpf_ktime_get_ns();
 	e->hook = seen->hook;
 	e->reason = seen->reason;
-	e->symbol = seen->symbol;
+	e->symbol = seen->hook == HOOK_DROP ? seen->symbol : seen->datagram;
 	e->ct_info = nfct & 7;
 	e->dns = DNS_MESSAGE;
 	if (ct) {
@@ -252,6 +258,20 @@ static __always_inline void fill_dns(struct event_conntrack *ec, const struct ob
 	/* Without a device it is dropped where it was made. */
 	if ((seen->hook == HOOK_TRANSMIT || (seen->hook == HOOK_DROP && !READ_ARGUMENT(skb, dev))) && !is_port(e->tuple.sport))
 		fill_sender_or_asker(ec, skb, ct != NULL);
+}
+
+/* remember_datagram: its payload has been told, and need not be at the hooks that it comes to
+ * next; or nothing was, and nothing is to be. */
+static __always_inline void remember_datagram(const struct sk_buff *skb, const struct observation *seen, bool told)
+{
+	__u32 slot = (seen->datagram >> 8) % DATAGRAMS;
+	struct datagram *d = bpf_map_lookup_elem(&datagrams, &slot);
+
+	if (!d)
+		return;
+	d->key = told ? seen->datagram : seen->datagram & ~1ULL;
+	d->skb = (__u64)skb;
+	d->time = seen->time;
 }
 
 /* emit_dns sends one event about skb, with its payload. */
@@ -281,7 +301,126 @@ static __always_inline int emit_dns(const struct observation *seen, const struct
 		ed->captured = read_payload(ed->payload, DNS_LONG, p, skb);
 		bpf_ringbuf_submit(ed, wakeup_flags());
 	}
+	if (seen->datagram)
+		remember_datagram(skb, seen, true);
 	return 0;
+}
+
+/* What a datagram is known by needs as much of its linear part: UDP's header, and of DNS the
+ * header and the first letters of the question. */
+#define DATAGRAM_LEFT (8 + 16)
+
+/* datagram_key is the same for a datagram of DNS at all hooks, and another for most others. */
+static __always_inline __u64 datagram_key(const struct headers *h)
+{
+	__u64 key = mix(load16(h->transport + 4), (__u64)load32(h->transport + 8) << 32 | load32(h->transport + 20));
+
+	return mix(key, load32(h->transport + 16)) | 1;
+}
+
+/* find_datagram returns what is remembered of a datagram; NULL: nothing, or it was long ago. */
+static __always_inline struct datagram *find_datagram(const struct observation *seen, const struct sk_buff *skb)
+{
+	__u32 slot = (seen->datagram >> 8) % DATAGRAMS;
+	struct datagram *d = bpf_map_lookup_elem(&datagrams, &slot);
+
+	if (!d || (d->key | 1) != seen->datagram || d->skb != (__u64)skb || seen->time - d->time >= DATAGRAM_NS)
+		return NULL;
+	return d;
+}
+
+static __always_inline struct untold_query *untold_slot(__u64 key)
+{
+	__u32 slot = (key >> 8) % UNTOLD;
+
+	return bpf_map_lookup_elem(&untold_queries, &slot);
+}
+
+/* may_tell_datagram: as far as the budget goes of the namespace where it is seen first. A
+ * response is told if its query was. */
+static __always_inline bool may_tell_datagram(const struct observation *seen, const struct sk_buff *skb, const struct headers *h)
+{
+	const struct net_device *dev = READ_ARGUMENT(skb, dev);
+	bool response = load8(h->transport + 10) & 0x80;
+	__u16 client = load16(response ? h->transport + 2 : h->transport);
+	__u64 key = mix(client, (__u64)load16(h->transport + 8) << 32 | load32(h->transport + 20));
+	struct untold_query *query;
+
+	if (response) {
+		query = untold_slot(key);
+		if (query && query->key == key && seen->time - query->time < UNTOLD_NS)
+			return false;
+	}
+	if (!dev || !is_over_budget(netns_of(dev), seen->time, response ? BUDGET_RESPONSES : BUDGET_QUERIES))
+		return true;
+	if (!response) {
+		query = untold_slot(key);
+		if (query) {
+			query->key = key;
+			query->time = seen->time;
+		}
+	}
+	return false;
+}
+
+enum hop {
+	HOP_NEW = 0,    /* the datagram was not seen before, or long ago */
+	HOP_TOLD = 1,   /* it was, and that it comes here is told now */
+	HOP_UNTOLD = 2, /* it was, and nothing of it is told */
+};
+
+/* emit_hop sends one event about a datagram whose payload was told. */
+static __always_inline enum hop emit_hop(const struct observation *seen, const struct sk_buff *skb, const struct headers *h)
+{
+	__u32 in_ifindex = READ_ARGUMENT(skb, skb_iif);
+	struct net_device *dev = READ_ARGUMENT(skb, dev);
+	struct datagram *d;
+	struct event_hop *e;
+
+	if (!dev || (seen->hook == HOOK_TRANSMIT && !in_ifindex)) /* it is made here: another, perhaps, that is alike */
+		return HOP_NEW;
+	d = find_datagram(seen, skb);
+	if (!d)
+		return HOP_NEW;
+	d->time = seen->time;
+	if (d->key != seen->datagram)
+		return HOP_UNTOLD;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		count_loss(LOSS_RING_FULL);
+		return HOP_TOLD;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->time = seen->time;
+	e->skb = (__u64)skb;
+	e->key = seen->datagram;
+	e->netns = netns_of(dev);
+	e->ifindex = READ_ARGUMENT(dev, ifindex);
+	e->in_ifindex = in_ifindex;
+	e->hook = seen->hook;
+	if (packet_type(skb) == PACKET_OTHERHOST)
+		e->flags = EVENT_OTHERHOST;
+	if (h->more)
+		e->ip_flags = IP_FLAG_MF;
+	fill_addresses(&e->tuple, h);
+	e->tuple.sport = load16(h->transport);
+	e->tuple.dport = load16(h->transport + 2);
+	copy16(e->device, &dev->name);
+	bpf_ringbuf_submit(e, wakeup_flags());
+	return HOP_TOLD;
+}
+
+/* tell_datagram tells of a datagram that was told before; otherwise it says whether it is to be told whole. */
+static __always_inline enum hop tell_datagram(struct observation *seen, const struct sk_buff *skb, const struct headers *h)
+{
+	enum hop hop;
+
+	seen->datagram = datagram_key(h);
+	hop = emit_hop(seen, skb, h);
+	if (hop != HOP_NEW || may_tell_datagram(seen, skb, h))
+		return hop;
+	remember_datagram(skb, seen, false);
+	return HOP_UNTOLD;
 }
 
 #endif

@@ -23,6 +23,7 @@ const struct event_verdict *abi_verdict __attribute__((unused));
 const struct event_tunnel *abi_tunnel __attribute__((unused));
 const struct event_dns *abi_dns __attribute__((unused));
 const struct event_dns_long *abi_dns_long __attribute__((unused));
+const struct event_hop *abi_hop __attribute__((unused));
 const enum dns_flag *abi_dns_flag __attribute__((unused));
 const enum tunnel_kind *abi_tunnel_kind __attribute__((unused));
 const enum event_flag *abi_flag __attribute__((unused));
@@ -56,6 +57,20 @@ static __always_inline int drop_unbuilt(const struct observation *seen, const st
 	return 0;
 }
 
+/* may_tell: as far as the budget of the namespace goes that the packet is dropped in. */
+static __always_inline bool may_tell(const struct sk_buff *skb)
+{
+	const struct net_device *dev = READ_ARGUMENT(skb, dev);
+	const struct sock *sk = READ_ARGUMENT(skb, sk);
+	__u32 netns = 0;
+
+	if (dev)
+		netns = netns_of(dev);
+	if (!netns && sk)
+		netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	return !netns || !is_over_budget(netns, bpf_ktime_get_ns(), BUDGET_DROPS);
+}
+
 /* refusal is why routing or Open vSwitch refused this packet a moment ago on this CPU: -errno, or 0. */
 static __always_inline __s32 refusal(const struct sk_buff *skb)
 {
@@ -66,6 +81,19 @@ static __always_inline __s32 refusal(const struct sk_buff *skb)
 		return 0;
 	refused->skb = 0;
 	return refused->error;
+}
+
+/* is_untold: a datagram of DNS of which nothing is told. */
+static __always_inline bool is_untold(struct observation *seen, const struct sk_buff *skb, const struct headers *h)
+{
+	struct datagram *d;
+
+	if (h->left < DATAGRAM_LEFT)
+		return false;
+	seen->datagram = datagram_key(h);
+	seen->time = bpf_ktime_get_ns();
+	d = find_datagram(seen, skb);
+	return d && d->key != seen->datagram;
 }
 
 SEC("tp_btf/kfree_skb")
@@ -90,6 +118,8 @@ int trace_drop(__u64 *ctx)
 	refused = refusal(skb);
 	if (refused)
 		seen.reason = refused;
+	if (!may_tell(skb))
+		return 0;
 	seen.symbol = ctx[1];
 	name_symbol(seen.symbol);
 	if (!find_headers(&h, skb, false) && !find_headers(&h, skb, true))
@@ -98,7 +128,12 @@ int trace_drop(__u64 *ctx)
 	if (emit_tunnel(&seen, skb, &h))
 		return 0;
 	/* With its question: a query that is dropped before it leaves was seen nowhere else. */
-	if (!h.fragment && h.protocol == IPPROTO_UDP && h.left >= 8 && is_dns(&h) && find_payload(&message, skb, &h) && message.readable)
-		return emit_dns(&seen, skb, &h, &message, false);
+	if (!h.fragment && h.protocol == IPPROTO_UDP && h.left >= 8 && is_dns(&h)) {
+		if (is_untold(&seen, skb, &h))
+			return 0;
+		seen.datagram = 0;
+		if (find_payload(&message, skb, &h) && message.readable)
+			return emit_dns(&seen, skb, &h, &message, false);
+	}
 	return emit_skb(&seen, skb, &h);
 }

@@ -72,7 +72,8 @@ enum loss {
 	LOSS_NOT_LINEAR = 1, /* headers are not in the skb's linear part: packet not looked at */
 	LOSS_UDP_RATE = 2,   /* too many new UDP flows a second: flow not looked at */
 	LOSS_DNS_PAGED = 3,  /* a DNS message lies in pages that this kernel does not let be read */
-	LOSS_MAX = 4,
+	LOSS_LIMIT = 4,      /* a namespace gave more events than it may: map "budgets" says which */
+	LOSS_MAX = 5,
 };
 
 struct tuple {
@@ -94,7 +95,7 @@ struct conntrack {
 struct event {
 	__u64 time; /* CLOCK_MONOTONIC, nanoseconds */
 	__u64 skb;
-	__u64 symbol; /* drop: address in the function that dropped */
+	__u64 symbol; /* drop: address in the function that dropped; DNS elsewhere: the datagram's key, or 0 */
 	__u64 input;  /* dst->input */
 	__u32 netns;  /* inode of the network namespace; 0: unknown */
 	__u32 ifindex;
@@ -179,6 +180,22 @@ struct event_dns_long {
 	__u32 length;
 	__u32 captured;
 	__u8 payload[DNS_LONG];
+};
+
+/* The sixth form, shorter than any other: a datagram of DNS whose payload was told where it
+ * was seen first, a moment ago, is seen again. event.symbol of that record was its key. */
+struct event_hop {
+	__u64 time;
+	__u64 skb;
+	__u64 key;
+	__u32 netns;
+	__u32 ifindex;
+	__u32 in_ifindex;
+	__u16 hook;
+	__u8 flags;    /* of enum event_flag: EVENT_OTHERHOST */
+	__u8 ip_flags; /* of enum ip_flag: IP_FLAG_MF */
+	struct tuple tuple;
+	char device[16];
 };
 
 #endif

@@ -120,6 +120,40 @@ struct {
 	__type(value, struct dns_ports);
 } dns_ports SEC(".maps");
 
+/* The datagrams of DNS that were told last, with what is in them. Whoever reads the events
+ * keeps as many, in the same places. */
+#define DATAGRAMS 4096
+#define DATAGRAM_NS 10000000ULL /* an skb's address is another packet's soon, which may be alike: sent again */
+
+struct datagram {
+	__u64 key; /* of what it holds: odd; even when it was not told, and is not to be */
+	__u64 skb;
+	__u64 time; /* when it was seen last: CLOCK_MONOTONIC, nanoseconds */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, DATAGRAMS);
+	__type(key, __u32);
+	__type(value, struct datagram);
+} datagrams SEC(".maps");
+
+/* Queries that were not told, because of their namespace's budget: nor are the responses to them. */
+#define UNTOLD 8192
+#define UNTOLD_NS 10000000000ULL
+
+struct untold_query {
+	__u64 key; /* of the client's port, the id and the question */
+	__u64 time;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, UNTOLD);
+	__type(key, __u32);
+	__type(value, struct untold_query);
+} untold_queries SEC(".maps");
+
 /* Names of the kernel functions that addresses in events lie in, as the kernel's
  * own formatter writes them: "nft_do_chain [nf_tables]". */
 #define SYMBOL_NAME_MAX 64
@@ -156,6 +190,58 @@ static __always_inline void count_loss(__u32 cause)
 
 	if (n)
 		*n += 1;
+}
+
+/* What each namespace may tell: so many datagrams of DNS that are first seen there, and so many
+ * drops, a second on each CPU, and a few more at once, so that one that floods leaves room in the
+ * ring for all others. */
+#define BUDGETS 1024
+#define BUDGET_KINDS 4 /* that do not take from each other */
+#define BUDGET_QUERIES 0
+#define BUDGET_RESPONSES 1
+#define BUDGET_SEGMENTS 2
+#define BUDGET_DROPS 3
+
+struct budget {
+	__u64 due;     /* when all that it told would be right in time: CLOCK_MONOTONIC, nanoseconds */
+	__u64 skipped; /* events that were not told */
+	__u32 netns;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, BUDGETS);
+	__type(key, __u32);
+	__type(value, struct budget);
+} budgets SEC(".maps");
+
+/* Set before loading: the time between two events of a namespace, and how much of it may be
+ * used in advance, in nanoseconds. */
+const volatile __u64 budget_interval = 20000;
+const volatile __u64 budget_ahead = 200000000;
+
+/* is_over_budget counts what a namespace tells; true: it must not tell this. */
+static __always_inline bool is_over_budget(__u32 netns, __u64 now, __u32 kind)
+{
+	__u32 slot = (netns + kind * (BUDGETS / BUDGET_KINDS)) % BUDGETS;
+	struct budget *b = bpf_map_lookup_elem(&budgets, &slot);
+
+	if (!b)
+		return false;
+	if (b->netns != netns && b->due <= now) { /* else two that share it, which is rare */
+		b->netns = netns;
+		b->skipped = 0;
+	}
+	if (b->due < now)
+		b->due = now;
+	if (b->due - now > budget_ahead) {
+		b->skipped += 1;
+		count_loss(LOSS_LIMIT);
+		return true;
+	}
+	b->due += budget_interval;
+	return false;
 }
 
 /* No wakeup per event: the reader polls. Only a ring that fills wakes it early. To look how

@@ -12,12 +12,6 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-static __always_inline __u64 mix(__u64 hash, __u64 value)
-{
-	hash = (hash ^ value) * 0x9e3779b97f4a7c15ULL;
-	return hash ^ (hash >> 32);
-}
-
 /* udp_signature is the same for packets of one direction of a flow at one hook of one device. */
 static __always_inline __u64 udp_signature(const struct sk_buff *skb, const struct headers *h, __u16 hook)
 {
@@ -64,9 +58,9 @@ static __always_inline bool is_group(const struct sk_buff *skb, const struct hea
 }
 
 /* is_first reports the first packet of a UDP flow in a second. */
-static __always_inline bool is_first(const struct sk_buff *skb, const struct headers *h, __u16 hook)
+static __always_inline bool is_first(const struct sk_buff *skb, const struct headers *h, __u16 hook, __u64 now)
 {
-	__u64 signature, now;
+	__u64 signature;
 	struct udp_flow *flow;
 	struct udp_rate *rate;
 	__u32 slot, zero = 0;
@@ -78,7 +72,6 @@ static __always_inline bool is_first(const struct sk_buff *skb, const struct hea
 	flow = bpf_map_lookup_elem(&udp_flows, &slot);
 	if (!flow)
 		return false;
-	now = bpf_ktime_get_ns();
 	if (flow->signature == signature && now - flow->time < UDP_FLOW_NS)
 		return false;
 	flow->signature = signature;
@@ -127,6 +120,14 @@ static __always_inline void keep_peer(const struct sk_buff *skb, const struct he
 	bpf_map_update_elem(&udp_peers, &peer, &last, 0 /* BPF_ANY */);
 }
 
+/* may_tell: of DNS that nothing is remembered of, as far as its namespace's budget goes. */
+static __always_inline bool may_tell(const struct sk_buff *skb)
+{
+	const struct net_device *dev = READ_ARGUMENT(skb, dev);
+
+	return !dev || !is_over_budget(netns_of(dev), bpf_ktime_get_ns(), BUDGET_SEGMENTS);
+}
+
 static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 {
 	struct observation seen = { .hook = hook };
@@ -155,7 +156,7 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 		dns = is_dns(&h);
 		if (flags & TCP_SYN && !dns)
 			dns = is_redirected(skb);
-		dns = dns && find_payload(&message, skb, &h);
+		dns = dns && find_payload(&message, skb, &h) && may_tell(skb);
 		if (alone && !dns)
 			return 0;
 	} else if (h.protocol == IPPROTO_UDP) {
@@ -165,10 +166,20 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 			return 0;
 		}
 		dns = is_dns(&h);
-		alone = !is_first(skb, &h, hook);
+		seen.time = bpf_ktime_get_ns();
+		if (dns && h.left >= DATAGRAM_LEFT) {
+			enum hop hop = tell_datagram(&seen, skb, &h);
+
+			if (hop == HOP_TOLD)
+				return 0;
+			dns = hop == HOP_NEW;
+		} else if (dns) {
+			dns = may_tell(skb);
+		}
+		alone = !is_first(skb, &h, hook, seen.time);
 		if (alone && !dns)
 			return 0;
-		if (!dns)
+		if (!dns && !seen.datagram)
 			dns = is_redirected(skb);
 		dns = dns && !is_group(skb, &h) && find_payload(&message, skb, &h);
 		if (alone && !dns)
@@ -181,7 +192,6 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 		return 0;
 	}
 	forget(&h, sizeof(h));
-	forget(&message, sizeof(message));
 	if (hook == HOOK_RECEIVE && h.protocol == IPPROTO_TCP && !alone) {
 		__u32 zero = 0;
 		struct last_packet *last = bpf_map_lookup_elem(&last_packets, &zero);
@@ -201,8 +211,12 @@ static __always_inline int trace_packet(const struct sk_buff *skb, __u16 hook)
 		if (alone)
 			return 0;
 	}
-	if (dns)
+	if (dns) {
+		/* What is followed as a path, too, is told whole at each hook. */
+		if (!alone)
+			seen.datagram = 0;
 		return emit_dns(&seen, skb, &h, &message, alone);
+	}
 	return emit_skb(&seen, skb, &h);
 }
 

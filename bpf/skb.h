@@ -478,6 +478,8 @@ struct observation {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 function;
+	__u64 datagram; /* of DNS: its key; 0: none */
+	__u64 time;     /* of DNS: CLOCK_MONOTONIC, nanoseconds; 0: not asked for yet */
 };
 
 /* emit_skb sends one event about skb, with conntrack's tuples where it has them. */

@@ -58,6 +58,8 @@ type Config struct {
 	DNSPorts []uint16
 	// DNSNames is how many names of DNS queries metrics count apart; 0: none.
 	DNSNames int
+	// NamespaceEvents is how many events of DNS and drops a second each network namespace may give on each CPU; 0: 50,000.
+	NamespaceEvents int
 	// TraceRules is told what is added where to trace rules that drop packets; nil: rules are not traced.
 	TraceRules func(string)
 }
@@ -160,7 +162,7 @@ func newAgent(cfg Config) (_ *agent, err error) {
 	a.reader = netstate.NewReader(a.places, netfilter.Verdicts)
 	a.closers = append(a.closers, a.reader.Close)
 	a.recorder = recorder.New(recorder.Config{MaxAge: cfg.MaxAge, MaxBytes: cfg.MaxBytes})
-	if a.probe, err = probe.Open(probe.Config{RingBytes: cfg.RingBytes, BTF: cfg.BTF, Tier: probe.Tier(cfg.Tier), DNSPorts: cfg.DNSPorts}); err != nil {
+	if a.probe, err = probe.Open(probe.Config{RingBytes: cfg.RingBytes, BTF: cfg.BTF, Tier: probe.Tier(cfg.Tier), DNSPorts: cfg.DNSPorts, NamespaceEvents: cfg.NamespaceEvents}); err != nil {
 		return nil, err
 	}
 	a.closers = append(a.closers, a.probe.Close)

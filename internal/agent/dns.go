@@ -144,16 +144,61 @@ func (i *investigator) isBlamed(c *trace.Case) bool {
 	return true
 }
 
+// servedAt is where a server is.
+type servedAt struct {
+	netns trace.Netns
+	port  uint16
+}
+
+// silenceAge is how long after a resolver was found silent its full buffer is the same fault: queries that go on being unanswered tell anew.
+const silenceAge = time.Minute
+
+// asSilence turns the finding that a resolver's receive buffer is full into the one that it is silent,
+// where that was told before: it does not read, and now there is no room any more.
+func (i *investigator) asSilence(f *trace.Finding, c *trace.Case) {
+	at := servedAt{f.Where.Place.Netns, c.Event.Tuple.Dst.Port()}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	switch f.ID {
+	case "dns-unanswered":
+		if f.Direction != trace.Reply {
+			return
+		}
+		if len(i.silent) >= maxBlamed {
+			clear(i.silent)
+		}
+		i.silent[at] = blamed{*f, time.Now()}
+	case "socket-buffer-full":
+		known, ok := i.silent[at]
+		if !ok || c.Event.Tuple.Protocol != trace.UDP || time.Since(known.at) > silenceAge {
+			return
+		}
+		full := *f
+		*f = known.finding
+		f.Count, f.Path, f.FirstSeen, f.LastSeen = full.Count, full.Path, full.FirstSeen, full.LastSeen
+		f.Connections, f.Omitted = full.Connections, full.Omitted
+		f.Evidence = append(slices.Clone(full.Evidence), trace.Evidence{Time: full.LastSeen, Text: full.Summary})
+	}
+}
+
 // lossTime is when events were lost last: of those that tell of DNS. It belongs to the reading goroutine.
 type lossTime struct {
 	looked, last time.Time
 	count        uint64
+	limited      map[trace.Netns]limitTime
+}
+
+// limitTime is when a namespace's events were not told last, because it gave too many.
+type limitTime struct {
+	count uint64
+	last  time.Time
 }
 
 // lossLook is how often it is asked at most.
 const lossLook = 100 * time.Millisecond
 
-// noteLoss looks whether events were lost since it was asked before: for want of room in the ring.
+// noteLoss looks whether events were lost since it was asked before: for want of room in the ring,
+// or because a namespace gave too many.
 func (p *pipeline) noteLoss(now time.Time) {
 	if now.Sub(p.lost.looked) < lossLook {
 		return
@@ -166,7 +211,78 @@ func (p *pipeline) noteLoss(now time.Time) {
 	if n := losses[probe.LossCauses[0]]; n != p.lost.count {
 		p.lost.count, p.lost.last = n, now
 	}
+	if losses[probe.LossLimit] == 0 {
+		return
+	}
+	limited, err := p.probe.Limited()
+	if err != nil {
+		return
+	}
+	if p.lost.limited == nil {
+		p.lost.limited = make(map[trace.Netns]limitTime)
+	}
+	for ns, n := range limited {
+		if p.lost.limited[ns].count != n {
+			p.lost.limited[ns] = limitTime{n, now}
+		}
+	}
 }
 
-// since reports whether something was lost at or after a time.
-func (l *lossTime) since(t time.Time) bool { return !l.last.Before(t) }
+// since reports whether something was lost at or after a time: of what any namespace told, or of what
+// those told to which the queries of a trouble came. Of those that they were made in the responses are told if
+// the queries are.
+func (l *lossTime) since(t *trace.Trouble) bool {
+	if !l.last.Before(t.First) {
+		return true
+	}
+	for _, x := range []*trace.Exchange{t.Exchange, t.Upstream} {
+		if x == nil || len(l.limited) == 0 {
+			continue
+		}
+		for i := range x.Sightings {
+			at, ok := l.limited[x.Sightings[i].Place.Netns]
+			if ok && x.Sightings[i].Place.Netns != x.Home().Netns && !at.last.Before(t.First) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// limitCause is the cause of loss by a namespace's limit, with the namespace.
+func (p *pipeline) limitCause(ns trace.Netns) string {
+	if ns == 0 {
+		return probe.LossLimit
+	}
+	place := p.places.PlaceThen(ns, time.Now())
+	switch {
+	case place.Workload != "":
+		return probe.LossLimit + " of " + place.Workload
+	case place.Name != "":
+		return probe.LossLimit + " of " + place.Name
+	case place.Host:
+		return probe.LossLimit + " of the host"
+	}
+	return fmt.Sprintf("%s of network namespace %d", probe.LossLimit, ns)
+}
+
+// limited returns how many events were not told because their namespace gave too many, by cause.
+func (p *pipeline) limited() map[string]uint64 {
+	skipped, err := p.probe.Limited()
+	if err != nil {
+		p.log.Warn("cannot read what namespaces told too much", "err", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.limitCauses == nil {
+		p.limitCauses = make(map[trace.Netns]string)
+	}
+	causes := make(map[string]uint64, len(skipped))
+	for ns, n := range skipped {
+		if p.limitCauses[ns] == "" { // and not another one later, though its name may change
+			p.limitCauses[ns] = p.limitCause(ns)
+		}
+		causes[p.limitCauses[ns]] += n
+	}
+	return causes
+}

@@ -4,12 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tracev1 "github.com/replypath/replypath/api/trace/v1"
@@ -61,6 +65,13 @@ func TestDNSFindings(t *testing.T) {
 			func(n *dnsNetwork) { n.forwarder("192.0.2.53").Process.Signal(syscall.SIGSTOP) },
 			"+time=1 +tries=2 www.example.test", "dns-unanswered REPLY at r", "A www.example.test",
 		},
+		"slow, and glibc asks again": {
+			func(n *dnsNetwork) {
+				n.t.Helper()
+				n.slow(5500 * time.Millisecond)
+			},
+			"", "dns-late-reply REPLY at r", "to answer",
+		},
 		"no upstream": {
 			func(n *dnsNetwork) { n.forwarder("/example.test/") },
 			"+time=1 +tries=1 www.other.test", "dns-error-response REPLY at r", "REFUSED",
@@ -91,11 +102,15 @@ func TestDNSFindings(t *testing.T) {
 			n := newDNSNetwork(t)
 			tt.fault(n)
 			since := time.Now()
-			n.in(n.client, "dig @"+serviceAddr+" "+tt.dig)
+			if tt.dig != "" {
+				n.in(n.client, "dig @"+serviceAddr+" "+tt.dig)
+			} else {
+				n.glibc("www.test")
+			}
 			prefix := strings.TrimSuffix(n.client, "c")
 			var got []string
 			var cause string
-			for again, deadline := 0, since.Add(9*time.Second); again < 4 && time.Now().Before(deadline); time.Sleep(250 * time.Millisecond) {
+			for again, deadline := 0, time.Now().Add(9*time.Second); again < 4 && time.Now().Before(deadline); time.Sleep(250 * time.Millisecond) {
 				got = nil
 				for _, f := range findings(t, client, since, "host "+serviceAddr) {
 					if host, mine := strings.CutPrefix(f.GetWhere().GetNetns(), prefix); mine {
@@ -111,4 +126,92 @@ func TestDNSFindings(t *testing.T) {
 			}
 		})
 	}
+}
+
+// slow answers on the resolver's address after a time.
+func (n *dnsNetwork) slow(delay time.Duration) {
+	n.t.Helper()
+	var conn net.PacketConn
+	err := inside(n.resolver, func() (err error) {
+		conn, err = net.ListenPacket("udp4", resolverAddr+":53")
+		return err
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	server := &dns.Server{PacketConn: conn, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		time.AfterFunc(delay, func() { w.WriteMsg(new(dns.Msg).SetReply(q)) })
+	})}
+	go server.ActivateAndServe()
+	n.t.Cleanup(func() { server.Shutdown() })
+}
+
+// glibc asks for a name's IPv4 address as programs do that are linked with it.
+func (n *dnsNetwork) glibc(name string) {
+	n.t.Helper()
+	resolvConf := n.t.TempDir() + "/resolv.conf"
+	if err := os.WriteFile(resolvConf, []byte("nameserver "+serviceAddr+"\n"), 0o644); err != nil {
+		n.t.Fatal(err)
+	}
+	n.in(n.client, "unshare -m sh -c 'mount --bind "+resolvConf+" /etc/resolv.conf && getent ahostsv4 "+name+"'")
+}
+
+// A resolver that stopped reading is silent at first, and its buffer is full later: one fault, one finding.
+func TestSilentThenFull(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes ten seconds")
+	}
+	t.Parallel()
+	client, _ := start(t, Config{Listen: []string{socket(t)}, Tier: "base"})
+	n := newDNSNetwork(t)
+	var deaf *net.UDPConn // nobody reads it
+	err := inside(n.resolver, func() (err error) {
+		deaf, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(resolverAddr+":53")))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer deaf.Close()
+	if err := deaf.SetReadBuffer(16 << 10); err != nil {
+		t.Fatal(err)
+	}
+	since := time.Now()
+	of := func() (got []*tracev1.Finding) {
+		for _, f := range findings(t, client, since, "host "+serviceAddr) {
+			if strings.HasPrefix(f.GetWhere().GetNetns(), strings.TrimSuffix(n.client, "c")) {
+				got = append(got, f)
+			}
+		}
+		return got
+	}
+	n.in(n.client, "dig +time=6 +tries=1 @"+serviceAddr+" first.test")
+	for end := time.Now().Add(5 * time.Second); len(of()) == 0 && time.Now().Before(end); {
+		time.Sleep(100 * time.Millisecond)
+	}
+	if got := of(); len(got) != 1 || got[0].GetId() != "dns-unanswered" {
+		t.Fatalf("found %v, want that it is silent", got)
+	}
+	err = inside(n.client, func() error {
+		c, err := net.Dial("udp4", serviceAddr+":53")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		query, err := new(dns.Msg).SetQuestion("next.test.", dns.TypeA).Pack()
+		for i := range 200 { // more than a socket has room for
+			query[0], query[1] = byte(i>>8), byte(i)
+			c.Write(query)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if got := of(); len(got) == 1 && got[0].GetCount() > 1 && strings.Contains(fmt.Sprint(got[0].GetEvidence()), "receive buffer of udp") {
+			return
+		}
+	}
+	t.Errorf("found %v, want one silent resolver whose buffer is full", of())
 }

@@ -44,9 +44,9 @@ type investigator struct {
 	recorder *recorder.Recorder
 	log      *slog.Logger
 
-	queue chan trace.Case
-	open  atomic.Int64  // cases queued or under way
-	lost  atomic.Uint64 // cases that found the queue full
+	queue chan *trace.Case // pointers: a case is large, and there are seldom many
+	open  atomic.Int64     // cases queued or under way
+	lost  atomic.Uint64    // cases that found the queue full
 	// unread counts cases that stay open because their host could not be asked.
 	unread atomic.Uint64
 	cases  atomic.Uint64
@@ -58,7 +58,9 @@ type investigator struct {
 	// explained holds the fault that explains a path: what else befalls the path comes of it.
 	explained map[pathKey]explained
 	// blamed holds what explained a connection last: a DNS query on it that ended badly did so for that.
-	blamed    map[trace.Tuple]blamed
+	blamed map[trace.Tuple]blamed
+	// silent holds which resolvers were found to answer nothing.
+	silent    map[servedAt]blamed
 	made      map[metrics.Finding]uint64
 	counters  counters
 	tracer    *ruleTracer // nil: rules are not traced
@@ -83,11 +85,12 @@ type explained struct {
 func newInvestigator(node string, reader *netstate.Reader, places *netstate.Directory, r *recorder.Recorder, log *slog.Logger) *investigator {
 	return &investigator{
 		node: node, reader: reader, places: places, recorder: r, log: log,
-		queue:     make(chan trace.Case, caseQueue),
+		queue:     make(chan *trace.Case, caseQueue),
 		seed:      maphash.MakeSeed(),
 		answers:   make(map[answerKey]answer),
 		explained: make(map[pathKey]explained),
 		blamed:    make(map[trace.Tuple]blamed),
+		silent:    make(map[servedAt]blamed),
 		made:      make(map[metrics.Finding]uint64),
 		redirects: newRedirectWatch(places, reader),
 	}
@@ -104,7 +107,7 @@ func (i *investigator) Run(ctx context.Context) error {
 			for {
 				select {
 				case c := <-i.queue:
-					i.investigate(ctx, &c)
+					i.investigate(ctx, c)
 					i.open.Add(-1)
 				case <-ctx.Done():
 					return nil
@@ -127,7 +130,7 @@ func (i *investigator) submit(c trace.Case) {
 func (i *investigator) enqueue(c trace.Case) {
 	i.open.Add(1)
 	select {
-	case i.queue <- c:
+	case i.queue <- &c:
 	default:
 		i.open.Add(-1)
 		i.lost.Add(1)
@@ -255,6 +258,7 @@ func (i *investigator) explain(ctx context.Context, c *trace.Case, there bool) b
 		f, _ = diagnose.Explain(c, &s)
 	}
 	f.Where.Node = i.node
+	i.asSilence(&f, c)
 	if i.claims(&f, c) {
 		i.recorder.AddFinding(f)
 	}

@@ -3,11 +3,15 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/replypath/replypath/internal/netstate"
 	"github.com/replypath/replypath/internal/probe"
@@ -47,6 +51,8 @@ type pipeline struct {
 
 	mu      sync.Mutex
 	settles []chan struct{} // who waits for what was seen to be handed out
+	// limitCauses are the causes of loss by namespaces that told too much: there are few.
+	limitCauses map[trace.Netns]string
 }
 
 func newPipeline(p *probe.Probe, places *netstate.Directory, r *recorder.Recorder, i *investigator, dnsNames int, log *slog.Logger) *pipeline {
@@ -68,8 +74,16 @@ var ownPID = uint32(os.Getpid())
 // String names the task.
 func (p *pipeline) String() string { return "pipeline" }
 
+// readerNice is the priority of the thread that reads events: on a busy machine the ring is full
+// before a thread like any other has its turn. It needs little.
+const readerNice = -10
+
 // Run reads events until ctx is done.
 func (p *pipeline) Run(ctx context.Context) error {
+	runtime.LockOSThread() // and never unlocks: the thread ends with the goroutine
+	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), readerNice); err != nil {
+		p.log.Debug("cannot read events before others have their turn", "err", err)
+	}
 	return p.probe.Run(ctx, p.add, p.idle)
 }
 
@@ -86,6 +100,8 @@ func (p *pipeline) add(ev *trace.Event) {
 	p.dns.Add(ev)
 	if !ev.PayloadOnly {
 		p.table.Add(ev)
+	} else if !p.dns.HasNews() {
+		return
 	}
 	p.handOut()
 }
@@ -128,7 +144,7 @@ func (p *pipeline) handOut() {
 	}
 	for _, c := range p.dns.Cases() {
 		p.noteLoss(time.Now())
-		c.Trouble.Lossy = p.lost.since(c.Trouble.First)
+		c.Trouble.Lossy = p.lost.since(c.Trouble)
 		p.investigator.submit(c)
 	}
 	for _, path := range p.table.Done() {
@@ -171,6 +187,10 @@ func (p *pipeline) losses() map[string]uint64 {
 	losses, err := p.probe.Losses()
 	if err != nil {
 		p.log.Warn("cannot read loss counters", "err", err)
+	}
+	if losses[probe.LossLimit] > 0 {
+		delete(losses, probe.LossLimit)
+		maps.Copy(losses, p.limited())
 	}
 	losses[lossPathTable] = p.evicted.Load()
 	losses[lossDNSTable], losses[lossDNSStream] = p.dnsLost[0].Load(), p.dnsLost[1].Load()

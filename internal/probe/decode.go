@@ -22,6 +22,7 @@ const (
 	tunnelSize    = int(unsafe.Sizeof(dropEventTunnel{}))
 	verdictSize   = int(unsafe.Sizeof(dropEventVerdict{}))
 	payloadOffset = int(unsafe.Offsetof(dropEventDns{}.Payload))
+	hopSize       = int(unsafe.Sizeof(dropEventHop{}))
 )
 
 // maxCached bounds the caches of names, which the kernel's own variety keeps small.
@@ -42,7 +43,14 @@ func newDecoder(reasons reasonEnums, symbols *symbols) *decoder {
 
 // decode fills ev from a record. It keeps no reference to raw.
 func (d *decoder) decode(raw []byte, ev *trace.Event) error {
-	if len(raw) < eventSize || uintptr(unsafe.Pointer(unsafe.SliceData(raw)))%8 != 0 {
+	if uintptr(unsafe.Pointer(unsafe.SliceData(raw)))%8 != 0 {
+		return errRecord
+	}
+	if len(raw) == hopSize {
+		d.hop((*dropEventHop)(unsafe.Pointer(unsafe.SliceData(raw))), ev)
+		return nil
+	}
+	if len(raw) < eventSize {
 		return errRecord
 	}
 	e := (*dropEvent)(unsafe.Pointer(unsafe.SliceData(raw)))
@@ -107,6 +115,9 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 		}
 		ev.Payload, ev.PayloadLength = raw[payloadOffset:payloadOffset+int(m.Captured)], m.Length
 		ev.PayloadOnly = e.Dns&uint8(dropDnsFlagDNS_ALONE) != 0
+		if ev.Hook != trace.HookDrop {
+			ev.Datagram = e.Symbol
+		}
 	}
 	if e.Pid != 0 {
 		ev.Process = trace.Process{PID: e.Pid, PGID: e.Pgid, Comm: d.name(e.Comm)}
@@ -152,6 +163,23 @@ func (d *decoder) decode(raw []byte, ev *trace.Event) error {
 		}
 	}
 	return nil
+}
+
+// hop fills ev from the short record of a datagram whose payload was told before.
+func (d *decoder) hop(e *dropEventHop, ev *trace.Event) {
+	*ev = trace.Event{
+		Time:          d.clock.wall(e.Time),
+		Hook:          trace.Hook(e.Hook),
+		Netns:         trace.Netns(e.Netns),
+		Device:        trace.Device{Index: e.Ifindex, Name: d.name(e.Device)},
+		Tuple:         tuple(&e.Tuple, false),
+		SKB:           e.Skb,
+		InIndex:       e.InIfindex,
+		OtherHost:     e.Flags&uint8(dropEventFlagEVENT_OTHERHOST) != 0,
+		MoreFragments: e.IpFlags&uint8(dropIpFlagIP_FLAG_MF) != 0,
+		PayloadOnly:   true,
+		Datagram:      e.Key,
+	}
 }
 
 func (d *decoder) dropReason(reason int32) string {

@@ -57,7 +57,7 @@ func payloads(t *testing.T, port uint16, want int, send func()) []trace.Event {
 	go send()
 	var seen []trace.Event
 	err = p.Run(ctx, func(ev *trace.Event) {
-		if ev.Tuple.Dst.Port() != port || ev.PayloadLength == 0 {
+		if ev.Tuple.Dst.Port() != port || ev.PayloadLength == 0 && ev.Datagram == 0 {
 			return
 		}
 		kept := *ev
@@ -72,8 +72,9 @@ func payloads(t *testing.T, port uint16, want int, send func()) []trace.Event {
 	return seen
 }
 
-// Each datagram is told at both hooks with its payload, though only the first is one
-// for the table of paths; of a long one there is the beginning.
+// Each datagram is told at both hooks, though only the first is one for the table of paths:
+// at the first hook with its payload, of which there is the beginning, and at the second
+// one that it is the same, where it is long enough to tell.
 func TestDatagramsOfDNS(t *testing.T) {
 	server, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -96,14 +97,21 @@ func TestDatagramsOfDNS(t *testing.T) {
 	if len(seen) != 2*len(sizes) {
 		t.Fatalf("%d events, want %d", len(seen), 2*len(sizes))
 	}
-	alone := 0
+	alone, short, sentAs := 0, 0, make(map[uint64]uint64)
 	at := make(map[trace.Hook]int)
 	for i := range seen {
 		ev := &seen[i]
 		size := sizes[at[ev.Hook]]
 		at[ev.Hook]++
-		if int(ev.PayloadLength) != size || !bytes.Equal(ev.Payload, sent[:min(size, 512)]) {
+		if ev.Hook == trace.HookReceive && ev.PayloadLength == 0 {
+			if short++; size < 16 || sentAs[ev.Datagram] != ev.SKB {
+				t.Errorf("%d bytes: received as datagram %x, sent as %x", size, ev.Datagram, sentAs)
+			}
+		} else if int(ev.PayloadLength) != size || !bytes.Equal(ev.Payload, sent[:min(size, 512)]) {
 			t.Errorf("%s: %d bytes of %d, want the beginning of %d", ev.Hook, len(ev.Payload), ev.PayloadLength, size)
+		}
+		if ev.Hook == trace.HookTransmit && ev.Datagram != 0 {
+			sentAs[ev.Datagram] = ev.SKB
 		}
 		if ev.PayloadOnly {
 			alone++
@@ -115,8 +123,12 @@ func TestDatagramsOfDNS(t *testing.T) {
 			t.Errorf("sent by %v", ev.Process)
 		}
 	}
-	if want := 2 * (len(sizes) - 1); alone != want {
-		t.Errorf("%d events are for their payload alone, want %d", alone, want)
+	if short < len(sizes)/2 { // a slow machine may take too long for one
+		t.Errorf("%d of %d datagrams are told once", short, len(sizes))
+	}
+	// The first on each processor is one for the table of paths, too.
+	if most := 2 * (len(sizes) - 1); alone > most || alone < most/2 {
+		t.Errorf("%d events are for their payload alone, want up to %d", alone, most)
 	}
 }
 

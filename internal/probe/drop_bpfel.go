@@ -13,10 +13,25 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type dropBudget struct {
+	_       structs.HostLayout
+	Due     uint64
+	Skipped uint64
+	Netns   uint32
+	Pad     uint32
+}
+
 type dropConntrack struct {
 	_        structs.HostLayout
 	Original dropTuple
 	Reply    dropTuple
+}
+
+type dropDatagram struct {
+	_    structs.HostLayout
+	Key  uint64
+	Skb  uint64
+	Time uint64
 }
 
 type dropDnsFlag uint32
@@ -108,6 +123,21 @@ const (
 	dropEventFlagEVENT_TUNNEL        dropEventFlag = 128
 )
 
+type dropEventHop struct {
+	_         structs.HostLayout
+	Time      uint64
+	Skb       uint64
+	Key       uint64
+	Netns     uint32
+	Ifindex   uint32
+	InIfindex uint32
+	Hook      uint16
+	Flags     uint8
+	IpFlags   uint8
+	Tuple     dropTuple
+	Device    [16]int8
+}
+
 type dropEventTunnel struct {
 	_      structs.HostLayout
 	Base   dropEventConntrack
@@ -168,7 +198,8 @@ const (
 	dropLossLOSS_NOT_LINEAR dropLoss = 1
 	dropLossLOSS_UDP_RATE   dropLoss = 2
 	dropLossLOSS_DNS_PAGED  dropLoss = 3
-	dropLossLOSS_MAX        dropLoss = 4
+	dropLossLOSS_LIMIT      dropLoss = 4
+	dropLossLOSS_MAX        dropLoss = 5
 )
 
 type dropRefusedPacket struct {
@@ -249,11 +280,19 @@ type dropUdpSocket struct {
 	Pad    uint8
 }
 
+type dropUntoldQuery struct {
+	_    structs.HostLayout
+	Key  uint64
+	Time uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	dropMapBudgets        = "budgets"
 	dropMapCarriedPackets = "carried_packets"
+	dropMapDatagrams      = "datagrams"
 	dropMapDnsPorts       = "dns_ports"
 	dropMapEvents         = "events"
 	dropMapLastPackets    = "last_packets"
@@ -265,6 +304,7 @@ const (
 	dropMapUdpPeers       = "udp_peers"
 	dropMapUdpRates       = "udp_rates"
 	dropMapUdpSenders     = "udp_senders"
+	dropMapUntoldQueries  = "untold_queries"
 	dropProgTraceDrop     = "trace_drop"
 	dropVarAbiDns         = "abi_dns"
 	dropVarAbiDnsFlag     = "abi_dns_flag"
@@ -272,11 +312,14 @@ const (
 	dropVarAbiEvent       = "abi_event"
 	dropVarAbiFlag        = "abi_flag"
 	dropVarAbiHook        = "abi_hook"
+	dropVarAbiHop         = "abi_hop"
 	dropVarAbiIpFlag      = "abi_ip_flag"
 	dropVarAbiLoss        = "abi_loss"
 	dropVarAbiTunnel      = "abi_tunnel"
 	dropVarAbiTunnelKind  = "abi_tunnel_kind"
 	dropVarAbiVerdict     = "abi_verdict"
+	dropVarBudgetAhead    = "budget_ahead"
+	dropVarBudgetInterval = "budget_interval"
 	dropVarHasDropReason  = "has_drop_reason"
 	dropVarIgnoredReasons = "ignored_reasons"
 	dropVarNamesSymbols   = "names_symbols"
@@ -333,7 +376,9 @@ type dropProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type dropMapSpecs struct {
+	Budgets        *ebpf.MapSpec `ebpf:"budgets"`
 	CarriedPackets *ebpf.MapSpec `ebpf:"carried_packets"`
+	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
@@ -345,6 +390,7 @@ type dropMapSpecs struct {
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.MapSpec `ebpf:"untold_queries"`
 }
 
 // dropVariableSpecs contains global variables before they are loaded into the kernel.
@@ -357,11 +403,14 @@ type dropVariableSpecs struct {
 	AbiEvent       *ebpf.VariableSpec `ebpf:"abi_event"`
 	AbiFlag        *ebpf.VariableSpec `ebpf:"abi_flag"`
 	AbiHook        *ebpf.VariableSpec `ebpf:"abi_hook"`
+	AbiHop         *ebpf.VariableSpec `ebpf:"abi_hop"`
 	AbiIpFlag      *ebpf.VariableSpec `ebpf:"abi_ip_flag"`
 	AbiLoss        *ebpf.VariableSpec `ebpf:"abi_loss"`
 	AbiTunnel      *ebpf.VariableSpec `ebpf:"abi_tunnel"`
 	AbiTunnelKind  *ebpf.VariableSpec `ebpf:"abi_tunnel_kind"`
 	AbiVerdict     *ebpf.VariableSpec `ebpf:"abi_verdict"`
+	BudgetAhead    *ebpf.VariableSpec `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.VariableSpec `ebpf:"budget_interval"`
 	HasDropReason  *ebpf.VariableSpec `ebpf:"has_drop_reason"`
 	IgnoredReasons *ebpf.VariableSpec `ebpf:"ignored_reasons"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
@@ -389,7 +438,9 @@ func (o *dropObjects) Close() error {
 //
 // It can be passed to loadDropObjects or ebpf.CollectionSpec.LoadAndAssign.
 type dropMaps struct {
+	Budgets        *ebpf.Map `ebpf:"budgets"`
 	CarriedPackets *ebpf.Map `ebpf:"carried_packets"`
+	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
@@ -401,11 +452,14 @@ type dropMaps struct {
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.Map `ebpf:"untold_queries"`
 }
 
 func (m *dropMaps) Close() error {
 	return _DropClose(
+		m.Budgets,
 		m.CarriedPackets,
+		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
@@ -417,6 +471,7 @@ func (m *dropMaps) Close() error {
 		m.UdpPeers,
 		m.UdpRates,
 		m.UdpSenders,
+		m.UntoldQueries,
 	)
 }
 
@@ -430,11 +485,14 @@ type dropVariables struct {
 	AbiEvent       *ebpf.Variable `ebpf:"abi_event"`
 	AbiFlag        *ebpf.Variable `ebpf:"abi_flag"`
 	AbiHook        *ebpf.Variable `ebpf:"abi_hook"`
+	AbiHop         *ebpf.Variable `ebpf:"abi_hop"`
 	AbiIpFlag      *ebpf.Variable `ebpf:"abi_ip_flag"`
 	AbiLoss        *ebpf.Variable `ebpf:"abi_loss"`
 	AbiTunnel      *ebpf.Variable `ebpf:"abi_tunnel"`
 	AbiTunnelKind  *ebpf.Variable `ebpf:"abi_tunnel_kind"`
 	AbiVerdict     *ebpf.Variable `ebpf:"abi_verdict"`
+	BudgetAhead    *ebpf.Variable `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.Variable `ebpf:"budget_interval"`
 	HasDropReason  *ebpf.Variable `ebpf:"has_drop_reason"`
 	IgnoredReasons *ebpf.Variable `ebpf:"ignored_reasons"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`

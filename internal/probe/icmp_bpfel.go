@@ -13,6 +13,21 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type icmpBudget struct {
+	_       structs.HostLayout
+	Due     uint64
+	Skipped uint64
+	Netns   uint32
+	Pad     uint32
+}
+
+type icmpDatagram struct {
+	_    structs.HostLayout
+	Key  uint64
+	Skb  uint64
+	Time uint64
+}
+
 type icmpDnsPorts struct {
 	_    structs.HostLayout
 	Bits [1024]uint64
@@ -87,10 +102,18 @@ type icmpUdpSocket struct {
 	Pad    uint8
 }
 
+type icmpUntoldQuery struct {
+	_    structs.HostLayout
+	Key  uint64
+	Time uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	icmpMapBudgets        = "budgets"
+	icmpMapDatagrams      = "datagrams"
 	icmpMapDnsPorts       = "dns_ports"
 	icmpMapEvents         = "events"
 	icmpMapLastPackets    = "last_packets"
@@ -102,7 +125,10 @@ const (
 	icmpMapUdpPeers       = "udp_peers"
 	icmpMapUdpRates       = "udp_rates"
 	icmpMapUdpSenders     = "udp_senders"
+	icmpMapUntoldQueries  = "untold_queries"
 	icmpProgTraceIcmpSent = "trace_icmp_sent"
+	icmpVarBudgetAhead    = "budget_ahead"
+	icmpVarBudgetInterval = "budget_interval"
 	icmpVarNamesSymbols   = "names_symbols"
 	icmpVarTypedArguments = "typed_arguments"
 )
@@ -156,6 +182,8 @@ type icmpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type icmpMapSpecs struct {
+	Budgets        *ebpf.MapSpec `ebpf:"budgets"`
+	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
@@ -167,12 +195,15 @@ type icmpMapSpecs struct {
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.MapSpec `ebpf:"untold_queries"`
 }
 
 // icmpVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type icmpVariableSpecs struct {
+	BudgetAhead    *ebpf.VariableSpec `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.VariableSpec `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
 	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
 }
@@ -197,6 +228,8 @@ func (o *icmpObjects) Close() error {
 //
 // It can be passed to loadIcmpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type icmpMaps struct {
+	Budgets        *ebpf.Map `ebpf:"budgets"`
+	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
@@ -208,10 +241,13 @@ type icmpMaps struct {
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.Map `ebpf:"untold_queries"`
 }
 
 func (m *icmpMaps) Close() error {
 	return _IcmpClose(
+		m.Budgets,
+		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
@@ -223,6 +259,7 @@ func (m *icmpMaps) Close() error {
 		m.UdpPeers,
 		m.UdpRates,
 		m.UdpSenders,
+		m.UntoldQueries,
 	)
 }
 
@@ -230,6 +267,8 @@ func (m *icmpMaps) Close() error {
 //
 // It can be passed to loadIcmpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type icmpVariables struct {
+	BudgetAhead    *ebpf.Variable `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.Variable `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
 	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`
 }

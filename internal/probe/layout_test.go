@@ -26,6 +26,7 @@ func TestLayoutOfTheABI(t *testing.T) {
 		"event_tunnel":    reflect.TypeFor[dropEventTunnel](),
 		"event_dns":       reflect.TypeFor[dropEventDns](),
 		"event_dns_long":  reflect.TypeFor[dropEventDnsLong](),
+		"event_hop":       reflect.TypeFor[dropEventHop](),
 		"tunnel":          reflect.TypeFor[dropTunnel](),
 		"conntrack":       reflect.TypeFor[dropConntrack](),
 		"tuple":           reflect.TypeFor[dropTuple](),

@@ -28,7 +28,7 @@ func newLoader(p *Probe, k *kernel) *loader {
 // sharedMaps are the maps that all objects use together; each object has its own constants.
 var sharedMaps = []string{
 	dropMapEvents, dropMapLosses, dropMapLastPackets, dropMapUdpPeers, dropMapUdpSenders, dropMapUdpFlows, dropMapUdpRates, dropMapSymbols, dropMapRefusedPackets,
-	packetMapDnsPorts, packetMapTold,
+	packetMapDnsPorts, packetMapTold, packetMapDatagrams, packetMapUntoldQueries, packetMapBudgets,
 	verdictMapCalls, verdictMapUnderWay,
 }
 

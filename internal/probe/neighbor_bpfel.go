@@ -13,6 +13,21 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type neighborBudget struct {
+	_       structs.HostLayout
+	Due     uint64
+	Skipped uint64
+	Netns   uint32
+	Pad     uint32
+}
+
+type neighborDatagram struct {
+	_    structs.HostLayout
+	Key  uint64
+	Skb  uint64
+	Time uint64
+}
+
 type neighborDnsPorts struct {
 	_    structs.HostLayout
 	Bits [1024]uint64
@@ -87,10 +102,18 @@ type neighborUdpSocket struct {
 	Pad    uint8
 }
 
+type neighborUntoldQuery struct {
+	_    structs.HostLayout
+	Key  uint64
+	Time uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	neighborMapBudgets              = "budgets"
+	neighborMapDatagrams            = "datagrams"
 	neighborMapDnsPorts             = "dns_ports"
 	neighborMapEvents               = "events"
 	neighborMapLastPackets          = "last_packets"
@@ -102,8 +125,11 @@ const (
 	neighborMapUdpPeers             = "udp_peers"
 	neighborMapUdpRates             = "udp_rates"
 	neighborMapUdpSenders           = "udp_senders"
+	neighborMapUntoldQueries        = "untold_queries"
 	neighborProgTraceNeighborTimer  = "trace_neighbor_timer"
 	neighborProgTraceNeighborUpdate = "trace_neighbor_update"
+	neighborVarBudgetAhead          = "budget_ahead"
+	neighborVarBudgetInterval       = "budget_interval"
 	neighborVarNamesSymbols         = "names_symbols"
 	neighborVarTypedArguments       = "typed_arguments"
 )
@@ -158,6 +184,8 @@ type neighborProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type neighborMapSpecs struct {
+	Budgets        *ebpf.MapSpec `ebpf:"budgets"`
+	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
@@ -169,12 +197,15 @@ type neighborMapSpecs struct {
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.MapSpec `ebpf:"untold_queries"`
 }
 
 // neighborVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type neighborVariableSpecs struct {
+	BudgetAhead    *ebpf.VariableSpec `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.VariableSpec `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
 	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
 }
@@ -199,6 +230,8 @@ func (o *neighborObjects) Close() error {
 //
 // It can be passed to loadNeighborObjects or ebpf.CollectionSpec.LoadAndAssign.
 type neighborMaps struct {
+	Budgets        *ebpf.Map `ebpf:"budgets"`
+	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
@@ -210,10 +243,13 @@ type neighborMaps struct {
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.Map `ebpf:"untold_queries"`
 }
 
 func (m *neighborMaps) Close() error {
 	return _NeighborClose(
+		m.Budgets,
+		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
@@ -225,6 +261,7 @@ func (m *neighborMaps) Close() error {
 		m.UdpPeers,
 		m.UdpRates,
 		m.UdpSenders,
+		m.UntoldQueries,
 	)
 }
 
@@ -232,6 +269,8 @@ func (m *neighborMaps) Close() error {
 //
 // It can be passed to loadNeighborObjects or ebpf.CollectionSpec.LoadAndAssign.
 type neighborVariables struct {
+	BudgetAhead    *ebpf.Variable `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.Variable `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
 	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`
 }

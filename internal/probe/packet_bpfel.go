@@ -13,6 +13,21 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type packetBudget struct {
+	_       structs.HostLayout
+	Due     uint64
+	Skipped uint64
+	Netns   uint32
+	Pad     uint32
+}
+
+type packetDatagram struct {
+	_    structs.HostLayout
+	Key  uint64
+	Skb  uint64
+	Time uint64
+}
+
 type packetDnsPorts struct {
 	_    structs.HostLayout
 	Bits [1024]uint64
@@ -87,10 +102,18 @@ type packetUdpSocket struct {
 	Pad    uint8
 }
 
+type packetUntoldQuery struct {
+	_    structs.HostLayout
+	Key  uint64
+	Time uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	packetMapBudgets        = "budgets"
+	packetMapDatagrams      = "datagrams"
 	packetMapDnsPorts       = "dns_ports"
 	packetMapEvents         = "events"
 	packetMapLastPackets    = "last_packets"
@@ -102,8 +125,11 @@ const (
 	packetMapUdpPeers       = "udp_peers"
 	packetMapUdpRates       = "udp_rates"
 	packetMapUdpSenders     = "udp_senders"
+	packetMapUntoldQueries  = "untold_queries"
 	packetProgTraceReceive  = "trace_receive"
 	packetProgTraceTransmit = "trace_transmit"
+	packetVarBudgetAhead    = "budget_ahead"
+	packetVarBudgetInterval = "budget_interval"
 	packetVarNamesSymbols   = "names_symbols"
 	packetVarReadsPages     = "reads_pages"
 	packetVarTypedArguments = "typed_arguments"
@@ -159,6 +185,8 @@ type packetProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetMapSpecs struct {
+	Budgets        *ebpf.MapSpec `ebpf:"budgets"`
+	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
@@ -170,12 +198,15 @@ type packetMapSpecs struct {
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.MapSpec `ebpf:"untold_queries"`
 }
 
 // packetVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetVariableSpecs struct {
+	BudgetAhead    *ebpf.VariableSpec `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.VariableSpec `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
 	ReadsPages     *ebpf.VariableSpec `ebpf:"reads_pages"`
 	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
@@ -201,6 +232,8 @@ func (o *packetObjects) Close() error {
 //
 // It can be passed to loadPacketObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetMaps struct {
+	Budgets        *ebpf.Map `ebpf:"budgets"`
+	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
@@ -212,10 +245,13 @@ type packetMaps struct {
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.Map `ebpf:"untold_queries"`
 }
 
 func (m *packetMaps) Close() error {
 	return _PacketClose(
+		m.Budgets,
+		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
@@ -227,6 +263,7 @@ func (m *packetMaps) Close() error {
 		m.UdpPeers,
 		m.UdpRates,
 		m.UdpSenders,
+		m.UntoldQueries,
 	)
 }
 
@@ -234,6 +271,8 @@ func (m *packetMaps) Close() error {
 //
 // It can be passed to loadPacketObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetVariables struct {
+	BudgetAhead    *ebpf.Variable `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.Variable `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
 	ReadsPages     *ebpf.Variable `ebpf:"reads_pages"`
 	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`

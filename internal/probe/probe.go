@@ -59,10 +59,12 @@ type HookStatus struct {
 
 // Config of a Probe.
 type Config struct {
-	RingBytes int      // size of the ring buffer, a power of two; 0: 8 MiB
-	BTF       string   // file with the kernel's types; "": the kernel's own
-	Tier      Tier     // "": TierAuto
-	DNSPorts  []uint16 // that DNS is spoken on, beside 53 and those that 53 is redirected to
+	RingBytes int    // size of the ring buffer, a power of two; 0: 8 MiB
+	BTF       string // file with the kernel's types; "": the kernel's own
+	Tier      Tier   // "": TierAuto
+	// NamespaceEvents is how many events of DNS and drops a second each namespace may give on each CPU; 0: 50,000.
+	NamespaceEvents int
+	DNSPorts        []uint16 // that DNS is spoken on, beside 53 and those that 53 is redirected to
 }
 
 // Probe is the set of attached programs. It goes with the process that opened it.
@@ -73,6 +75,7 @@ type Probe struct {
 	reader  *ringbuf.Reader
 	decoder *decoder
 	counters
+	limits limits
 
 	tracepoints []HookStatus
 	links       []link.Link // of tracepoints

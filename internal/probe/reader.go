@@ -96,7 +96,11 @@ var LossCauses = [...]string{
 	dropLossLOSS_NOT_LINEAR: "header_not_linear",
 	dropLossLOSS_UDP_RATE:   "udp_flow_not_traced",
 	dropLossLOSS_DNS_PAGED:  "dns_message_not_readable",
+	dropLossLOSS_LIMIT:      LossLimit,
 }
+
+// LossLimit is the cause of events that were not told because their namespace told too many.
+const LossLimit = "namespace_limit"
 
 // LossUndecoded is the cause of records that user space could not decode.
 const LossUndecoded = "record_not_decoded"
@@ -109,13 +113,23 @@ const LossUnlocated = "drop_not_located"
 func (p *Probe) Losses() (map[string]uint64, error) {
 	losses := map[string]uint64{LossUndecoded: p.undecoded.Load(), LossUnlocated: p.unlocated.Load()}
 	for i, cause := range LossCauses {
-		var perCPU []uint64
-		if err := p.maps[dropMapLosses].Lookup(uint32(i), &perCPU); err != nil {
+		n, err := p.loss(dropLoss(i))
+		if err != nil {
 			return losses, err
 		}
-		for _, n := range perCPU {
-			losses[cause] += n
-		}
+		losses[cause] = n
 	}
 	return losses, nil
+}
+
+// loss returns what one counter of the kernel's says.
+func (p *Probe) loss(cause dropLoss) (total uint64, err error) {
+	var perCPU []uint64
+	if err := p.maps[dropMapLosses].Lookup(uint32(cause), &perCPU); err != nil {
+		return 0, err
+	}
+	for _, n := range perCPU {
+		total += n
+	}
+	return total, nil
 }

@@ -13,6 +13,21 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type routeBudget struct {
+	_       structs.HostLayout
+	Due     uint64
+	Skipped uint64
+	Netns   uint32
+	Pad     uint32
+}
+
+type routeDatagram struct {
+	_    structs.HostLayout
+	Key  uint64
+	Skb  uint64
+	Time uint64
+}
+
 type routeDnsPorts struct {
 	_    structs.HostLayout
 	Bits [1024]uint64
@@ -87,10 +102,18 @@ type routeUdpSocket struct {
 	Pad    uint8
 }
 
+type routeUntoldQuery struct {
+	_    structs.HostLayout
+	Key  uint64
+	Time uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	routeMapBudgets          = "budgets"
+	routeMapDatagrams        = "datagrams"
 	routeMapDnsPorts         = "dns_ports"
 	routeMapEvents           = "events"
 	routeMapLastPackets      = "last_packets"
@@ -102,8 +125,11 @@ const (
 	routeMapUdpPeers         = "udp_peers"
 	routeMapUdpRates         = "udp_rates"
 	routeMapUdpSenders       = "udp_senders"
+	routeMapUntoldQueries    = "untold_queries"
 	routeProgTraceRouteMiss4 = "trace_route_miss4"
 	routeProgTraceRouteMiss6 = "trace_route_miss6"
+	routeVarBudgetAhead      = "budget_ahead"
+	routeVarBudgetInterval   = "budget_interval"
 	routeVarNamesSymbols     = "names_symbols"
 	routeVarTypedArguments   = "typed_arguments"
 )
@@ -158,6 +184,8 @@ type routeProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type routeMapSpecs struct {
+	Budgets        *ebpf.MapSpec `ebpf:"budgets"`
+	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
@@ -169,12 +197,15 @@ type routeMapSpecs struct {
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.MapSpec `ebpf:"untold_queries"`
 }
 
 // routeVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type routeVariableSpecs struct {
+	BudgetAhead    *ebpf.VariableSpec `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.VariableSpec `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
 	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
 }
@@ -199,6 +230,8 @@ func (o *routeObjects) Close() error {
 //
 // It can be passed to loadRouteObjects or ebpf.CollectionSpec.LoadAndAssign.
 type routeMaps struct {
+	Budgets        *ebpf.Map `ebpf:"budgets"`
+	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
@@ -210,10 +243,13 @@ type routeMaps struct {
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.Map `ebpf:"untold_queries"`
 }
 
 func (m *routeMaps) Close() error {
 	return _RouteClose(
+		m.Budgets,
+		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
@@ -225,6 +261,7 @@ func (m *routeMaps) Close() error {
 		m.UdpPeers,
 		m.UdpRates,
 		m.UdpSenders,
+		m.UntoldQueries,
 	)
 }
 
@@ -232,6 +269,8 @@ func (m *routeMaps) Close() error {
 //
 // It can be passed to loadRouteObjects or ebpf.CollectionSpec.LoadAndAssign.
 type routeVariables struct {
+	BudgetAhead    *ebpf.Variable `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.Variable `ebpf:"budget_interval"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
 	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`
 }

@@ -13,6 +13,21 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type tcpBudget struct {
+	_       structs.HostLayout
+	Due     uint64
+	Skipped uint64
+	Netns   uint32
+	Pad     uint32
+}
+
+type tcpDatagram struct {
+	_    structs.HostLayout
+	Key  uint64
+	Skb  uint64
+	Time uint64
+}
+
 type tcpDnsPorts struct {
 	_    structs.HostLayout
 	Bits [1024]uint64
@@ -87,10 +102,18 @@ type tcpUdpSocket struct {
 	Pad    uint8
 }
 
+type tcpUntoldQuery struct {
+	_    structs.HostLayout
+	Key  uint64
+	Time uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	tcpMapBudgets                = "budgets"
+	tcpMapDatagrams              = "datagrams"
 	tcpMapDnsPorts               = "dns_ports"
 	tcpMapEvents                 = "events"
 	tcpMapLastPackets            = "last_packets"
@@ -102,11 +125,14 @@ const (
 	tcpMapUdpPeers               = "udp_peers"
 	tcpMapUdpRates               = "udp_rates"
 	tcpMapUdpSenders             = "udp_senders"
+	tcpMapUntoldQueries          = "untold_queries"
 	tcpProgTraceResetReceived    = "trace_reset_received"
 	tcpProgTraceResetSent        = "trace_reset_sent"
 	tcpProgTraceRetransmit       = "trace_retransmit"
 	tcpProgTraceRetransmitSynack = "trace_retransmit_synack"
 	tcpProgTraceSocketState      = "trace_socket_state"
+	tcpVarBudgetAhead            = "budget_ahead"
+	tcpVarBudgetInterval         = "budget_interval"
 	tcpVarHasResetReason         = "has_reset_reason"
 	tcpVarNamesSymbols           = "names_symbols"
 	tcpVarTypedArguments         = "typed_arguments"
@@ -165,6 +191,8 @@ type tcpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcpMapSpecs struct {
+	Budgets        *ebpf.MapSpec `ebpf:"budgets"`
+	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
@@ -176,12 +204,15 @@ type tcpMapSpecs struct {
 	UdpPeers       *ebpf.MapSpec `ebpf:"udp_peers"`
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.MapSpec `ebpf:"untold_queries"`
 }
 
 // tcpVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcpVariableSpecs struct {
+	BudgetAhead    *ebpf.VariableSpec `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.VariableSpec `ebpf:"budget_interval"`
 	HasResetReason *ebpf.VariableSpec `ebpf:"has_reset_reason"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
 	TypedArguments *ebpf.VariableSpec `ebpf:"typed_arguments"`
@@ -207,6 +238,8 @@ func (o *tcpObjects) Close() error {
 //
 // It can be passed to loadTcpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcpMaps struct {
+	Budgets        *ebpf.Map `ebpf:"budgets"`
+	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
@@ -218,10 +251,13 @@ type tcpMaps struct {
 	UdpPeers       *ebpf.Map `ebpf:"udp_peers"`
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
+	UntoldQueries  *ebpf.Map `ebpf:"untold_queries"`
 }
 
 func (m *tcpMaps) Close() error {
 	return _TcpClose(
+		m.Budgets,
+		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
@@ -233,6 +269,7 @@ func (m *tcpMaps) Close() error {
 		m.UdpPeers,
 		m.UdpRates,
 		m.UdpSenders,
+		m.UntoldQueries,
 	)
 }
 
@@ -240,6 +277,8 @@ func (m *tcpMaps) Close() error {
 //
 // It can be passed to loadTcpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcpVariables struct {
+	BudgetAhead    *ebpf.Variable `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.Variable `ebpf:"budget_interval"`
 	HasResetReason *ebpf.Variable `ebpf:"has_reset_reason"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
 	TypedArguments *ebpf.Variable `ebpf:"typed_arguments"`

@@ -3,6 +3,7 @@ package probe
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -52,6 +53,7 @@ func (l *loader) attachTracepoint(object *ebpf.CollectionSpec, h hook) error {
 	values := constants{
 		dropVarHasDropReason: hasReason, tcpVarHasResetReason: hasReason,
 		dropVarTypedArguments: l.kernel.typed, dropVarNamesSymbols: l.namesSymbols,
+		dropVarBudgetInterval: uint64(time.Second) / uint64(l.probe.cfg.namespaceEvents()),
 	}
 	if v, ok := object.Variables[dropVarIgnoredReasons]; ok {
 		values[dropVarIgnoredReasons] = ignoredBits(l.probe.reasons.drops, int(v.Size()/8))

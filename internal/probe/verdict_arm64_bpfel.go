@@ -20,6 +20,21 @@ type verdictArguments struct {
 	Third  uint64
 }
 
+type verdictBudget struct {
+	_       structs.HostLayout
+	Due     uint64
+	Skipped uint64
+	Netns   uint32
+	Pad     uint32
+}
+
+type verdictDatagram struct {
+	_    structs.HostLayout
+	Key  uint64
+	Skb  uint64
+	Time uint64
+}
+
 type verdictDnsPorts struct {
 	_    structs.HostLayout
 	Bits [1024]uint64
@@ -105,11 +120,19 @@ type verdictUdpSocket struct {
 	Pad    uint8
 }
 
+type verdictUntoldQuery struct {
+	_    structs.HostLayout
+	Key  uint64
+	Time uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	verdictMapBudgets         = "budgets"
 	verdictMapCalls           = "calls"
+	verdictMapDatagrams       = "datagrams"
 	verdictMapDnsPorts        = "dns_ports"
 	verdictMapEvents          = "events"
 	verdictMapLastPackets     = "last_packets"
@@ -122,6 +145,7 @@ const (
 	verdictMapUdpRates        = "udp_rates"
 	verdictMapUdpSenders      = "udp_senders"
 	verdictMapUnderWay        = "under_way"
+	verdictMapUntoldQueries   = "untold_queries"
 	verdictProgExitConntrack  = "exit_conntrack"
 	verdictProgExitHookSlow   = "exit_hook_slow"
 	verdictProgExitIpTable    = "exit_ip_table"
@@ -131,6 +155,8 @@ const (
 	verdictProgKprobeEnter    = "kprobe_enter"
 	verdictProgKprobeLeave    = "kprobe_leave"
 	verdictVarAbiFunction     = "abi_function"
+	verdictVarBudgetAhead     = "budget_ahead"
+	verdictVarBudgetInterval  = "budget_interval"
 	verdictVarCallCounter     = "call_counter"
 	verdictVarNamesSymbols    = "names_symbols"
 	verdictVarProbedFunction  = "probed_function"
@@ -194,7 +220,9 @@ type verdictProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type verdictMapSpecs struct {
+	Budgets        *ebpf.MapSpec `ebpf:"budgets"`
 	Calls          *ebpf.MapSpec `ebpf:"calls"`
+	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DnsPorts       *ebpf.MapSpec `ebpf:"dns_ports"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	LastPackets    *ebpf.MapSpec `ebpf:"last_packets"`
@@ -207,6 +235,7 @@ type verdictMapSpecs struct {
 	UdpRates       *ebpf.MapSpec `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.MapSpec `ebpf:"udp_senders"`
 	UnderWay       *ebpf.MapSpec `ebpf:"under_way"`
+	UntoldQueries  *ebpf.MapSpec `ebpf:"untold_queries"`
 }
 
 // verdictVariableSpecs contains global variables before they are loaded into the kernel.
@@ -214,6 +243,8 @@ type verdictMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type verdictVariableSpecs struct {
 	AbiFunction    *ebpf.VariableSpec `ebpf:"abi_function"`
+	BudgetAhead    *ebpf.VariableSpec `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.VariableSpec `ebpf:"budget_interval"`
 	CallCounter    *ebpf.VariableSpec `ebpf:"call_counter"`
 	NamesSymbols   *ebpf.VariableSpec `ebpf:"names_symbols"`
 	ProbedFunction *ebpf.VariableSpec `ebpf:"probed_function"`
@@ -241,7 +272,9 @@ func (o *verdictObjects) Close() error {
 //
 // It can be passed to loadVerdictObjects or ebpf.CollectionSpec.LoadAndAssign.
 type verdictMaps struct {
+	Budgets        *ebpf.Map `ebpf:"budgets"`
 	Calls          *ebpf.Map `ebpf:"calls"`
+	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DnsPorts       *ebpf.Map `ebpf:"dns_ports"`
 	Events         *ebpf.Map `ebpf:"events"`
 	LastPackets    *ebpf.Map `ebpf:"last_packets"`
@@ -254,11 +287,14 @@ type verdictMaps struct {
 	UdpRates       *ebpf.Map `ebpf:"udp_rates"`
 	UdpSenders     *ebpf.Map `ebpf:"udp_senders"`
 	UnderWay       *ebpf.Map `ebpf:"under_way"`
+	UntoldQueries  *ebpf.Map `ebpf:"untold_queries"`
 }
 
 func (m *verdictMaps) Close() error {
 	return _VerdictClose(
+		m.Budgets,
 		m.Calls,
+		m.Datagrams,
 		m.DnsPorts,
 		m.Events,
 		m.LastPackets,
@@ -271,6 +307,7 @@ func (m *verdictMaps) Close() error {
 		m.UdpRates,
 		m.UdpSenders,
 		m.UnderWay,
+		m.UntoldQueries,
 	)
 }
 
@@ -279,6 +316,8 @@ func (m *verdictMaps) Close() error {
 // It can be passed to loadVerdictObjects or ebpf.CollectionSpec.LoadAndAssign.
 type verdictVariables struct {
 	AbiFunction    *ebpf.Variable `ebpf:"abi_function"`
+	BudgetAhead    *ebpf.Variable `ebpf:"budget_ahead"`
+	BudgetInterval *ebpf.Variable `ebpf:"budget_interval"`
 	CallCounter    *ebpf.Variable `ebpf:"call_counter"`
 	NamesSymbols   *ebpf.Variable `ebpf:"names_symbols"`
 	ProbedFunction *ebpf.Variable `ebpf:"probed_function"`

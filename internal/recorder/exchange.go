@@ -13,11 +13,15 @@ type exchangeEntry struct {
 	bytes    int
 }
 
-// exchanges are kept in the order in which they ended.
+// exchanges are kept in the order in which they ended: those that may change, or are special, by
+// themselves, all others packed.
 type exchanges struct {
 	entries   []*exchangeEntry
 	head      int                       // of entries, the first that is kept
 	revisable map[uint64]*exchangeEntry // those that may be told again with another end
+	chunks    []*chunk                  // oldest first; none is empty
+	packed    int                       // how many exchanges they hold
+	spare     []byte                    // of the chunk that was forgotten last
 	bytes     int
 }
 
@@ -27,8 +31,8 @@ func isRevisable(o trace.Outcome) bool {
 }
 
 func (e *exchanges) add(x *trace.Exchange) {
-	bytes := exchangeBytes(x)
 	if kept := e.revisable[x.Number]; kept != nil && x.Revised {
+		bytes := exchangeBytes(x)
 		e.bytes += bytes - kept.bytes
 		kept.exchange, kept.bytes = x, bytes
 		if !isRevisable(x.Outcome) {
@@ -36,6 +40,10 @@ func (e *exchanges) add(x *trace.Exchange) {
 		}
 		return
 	}
+	if isPackable(x) && e.pack(x) {
+		return
+	}
+	bytes := exchangeBytes(x)
 	entry := &exchangeEntry{x, bytes}
 	e.entries = append(e.entries, entry)
 	e.bytes += bytes
@@ -47,9 +55,60 @@ func (e *exchanges) add(x *trace.Exchange) {
 	}
 }
 
-func (e *exchanges) len() int { return len(e.entries) - e.head }
+// pack keeps an exchange as bytes; false: it is too large.
+func (e *exchanges) pack(x *trace.Exchange) bool {
+	for range 2 {
+		if n := len(e.chunks); n > 0 {
+			if bytes := e.chunks[n-1].add(x); bytes > 0 {
+				e.bytes += bytes
+				e.packed++
+				return true
+			}
+			if e.chunks[n-1].isEmpty() { // it does not fit into a new one either
+				e.chunks = e.chunks[:n-1]
+				return false
+			}
+		}
+		e.chunks = append(e.chunks, newChunk(e.spare))
+		e.spare = nil
+	}
+	return false
+}
 
+func (e *exchanges) len() int { return len(e.entries) - e.head + e.packed }
+
+// oldest is when the first of those that are kept by themselves, and of those that are packed, was last seen.
+func (e *exchanges) oldest() (entry, packed time.Time) {
+	if e.head < len(e.entries) {
+		entry = e.entries[e.head].exchange.Last
+	}
+	if len(e.chunks) > 0 {
+		packed = e.chunks[0].oldest()
+	}
+	return entry, packed
+}
+
+// forget forgets the oldest one.
 func (e *exchanges) forget() {
+	if entry, packed := e.oldest(); entry.IsZero() || !packed.IsZero() && packed.Before(entry) {
+		e.forgetPacked()
+	} else {
+		e.forgetEntry()
+	}
+}
+
+func (e *exchanges) forgetPacked() {
+	first := e.chunks[0]
+	e.bytes -= first.forget()
+	e.packed--
+	if first.isEmpty() {
+		e.spare = first.data[:0]
+		e.chunks[0] = nil
+		e.chunks = e.chunks[1:]
+	}
+}
+
+func (e *exchanges) forgetEntry() {
 	oldest := e.entries[e.head]
 	e.entries[e.head] = nil
 	e.bytes -= oldest.bytes
@@ -62,8 +121,11 @@ func (e *exchanges) forget() {
 }
 
 func (e *exchanges) expire(oldest time.Time) {
-	for e.len() > 0 && e.entries[e.head].exchange.Last.Before(oldest) {
-		e.forget()
+	for e.head < len(e.entries) && e.entries[e.head].exchange.Last.Before(oldest) {
+		e.forgetEntry()
+	}
+	for len(e.chunks) > 0 && e.chunks[0].oldest().Before(oldest) {
+		e.forgetPacked()
 	}
 }
 
@@ -88,6 +150,9 @@ func (r *Recorder) Exchanges(since time.Time) []*trace.Exchange {
 		if !e.exchange.Last.Before(since) {
 			all = append(all, e.exchange)
 		}
+	}
+	for _, c := range r.exchanges.chunks {
+		c.each(since, func(x *trace.Exchange) { all = append(all, x) })
 	}
 	r.mu.Unlock()
 	slices.SortStableFunc(all, func(a, b *trace.Exchange) int { return a.First.Compare(b.First) })

@@ -214,8 +214,12 @@ func (r *Recorder) expire(now time.Time) {
 
 // shrink makes room. Paths come and go with the traffic and findings with the
 // faults, so neither may push the other below half of the memory. DNS queries may
-// take what is free, and are left a quarter.
+// take three eighths of it, where that is free, and are left a quarter.
 func (r *Recorder) shrink() {
+	for r.exchanges.bytes > r.config.MaxBytes*3/8 {
+		r.exchanges.forget()
+		r.forgotten.ExchangesForgotten++
+	}
 	for r.findingBytes+r.pathBytes+r.exchanges.bytes > r.config.MaxBytes {
 		if r.exchanges.len() > 0 && (r.exchanges.bytes > r.config.MaxBytes/4 || r.pathOrder.Len()+r.findingOrder.Len() == 0) {
 			r.exchanges.forget()

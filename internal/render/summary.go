@@ -97,8 +97,16 @@ func (t Text) Lost(l *tracev1.LostEvents) string {
 	return b.String()
 }
 
-// causeTold makes words of a cause, which may be written as metrics write it: ring_buffer_full.
-func causeTold(cause string) string { return strings.ReplaceAll(cause, "_", " ") }
+// causeTold makes words of a cause, which may be written as metrics write it: ring_buffer_full. What it
+// is of, a namespace, keeps its name.
+func causeTold(cause string) string {
+	kind, of, found := strings.Cut(cause, " of ")
+	kind = strings.ReplaceAll(kind, "_", " ")
+	if !found {
+		return kind
+	}
+	return kind + " of " + of
+}
 
 // count writes "1 fault" or "2,113 faults".
 func count(n uint32, noun string) string {

@@ -48,11 +48,11 @@ func (s *service) Queries(request *tracev1.DnsRequest, answer dnsAnswer) error {
 		return settleError(err)
 	}
 	b := &dnsSender{selection: selected, answer: answer}
-	kept := make(map[*trace.Exchange]bool)
+	kept := make(map[told]bool)
 	if !request.GetLossesOnly() {
 		for _, x := range s.source.Recorder().Exchanges(since) {
 			if request.GetFollow() {
-				kept[x] = true
+				kept[toldOf(x)] = true
 			}
 			if err := b.add(x); err != nil {
 				return err
@@ -69,9 +69,17 @@ func (s *service) Queries(request *tracev1.DnsRequest, answer dnsAnswer) error {
 	return s.followDNS(b, subscription, kept)
 }
 
+// told tells one end of a query from others.
+type told struct {
+	number  uint64
+	outcome trace.Outcome
+}
+
+func toldOf(x *trace.Exchange) told { return told{x.Number, x.Outcome} }
+
 // followDNS sends what ends from now on. What was handed out between subscription and
 // answer is among what was kept, and comes once more at first.
-func (s *service) followDNS(b *dnsSender, subscription *recorder.Subscription, kept map[*trace.Exchange]bool) error {
+func (s *service) followDNS(b *dnsSender, subscription *recorder.Subscription, kept map[told]bool) error {
 	tick := time.NewTicker(dnsWait)
 	defer tick.Stop()
 	for {
@@ -85,7 +93,7 @@ func (s *service) followDNS(b *dnsSender, subscription *recorder.Subscription, k
 			if !ok {
 				return status.Error(codes.Unavailable, "agent is stopping")
 			}
-			if kept[update.Exchange] {
+			if kept[toldOf(update.Exchange)] {
 				continue
 			}
 			kept = nil

@@ -125,6 +125,9 @@ type Event struct {
 	Payload       []byte
 	PayloadLength uint32
 	PayloadOnly   bool // told for its payload alone: it says nothing new of a path
+	// Datagram tells a datagram of DNS from others for some milliseconds. Where there is no payload with
+	// it, that was told where the datagram was seen first.
+	Datagram uint64
 
 	Verdict Verdict // of netfilter; there is no tuple then, SKB tells which packet
 }

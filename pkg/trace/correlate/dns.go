@@ -14,7 +14,7 @@ import (
 
 // DNSConfig configures a DNSTable. Zero values take the defaults.
 type DNSConfig struct {
-	MaxExchanges int           // live ones; default 32768
+	MaxExchanges int           // live ones; default 8192
 	Deadline     time.Duration // after which a query counts as unanswered; default 5 s, as resolvers wait
 	// Place names the namespace that had an inode at a time; nil leaves names empty.
 	Place func(trace.Netns, time.Time) trace.Place
@@ -24,7 +24,7 @@ type DNSConfig struct {
 
 func (c *DNSConfig) setDefaults() {
 	if c.MaxExchanges == 0 {
-		c.MaxExchanges = 32768
+		c.MaxExchanges = 8192
 	}
 	if c.Deadline == 0 {
 		c.Deadline = 5 * time.Second
@@ -52,6 +52,8 @@ const (
 	// dnsExits is how often it is asked whether clients have exited, and dnsExitsAtOnce of how many exchanges.
 	dnsExits       = 250 * time.Millisecond
 	dnsExitsAtOnce = 64
+	// dnsPatience is the most that libraries wait before they send the same datagram again (RES_TIMEOUT is 5 s).
+	dnsPatience = 6 * time.Second
 	// maxSightings bounds one exchange.
 	maxSightings = 32
 )
@@ -62,6 +64,7 @@ type DNSTable struct {
 	messages map[dns.Key]*exchange
 	askers   map[asker]*exchange // those that wait
 	skbs     [4096]skbExchange
+	sent     [4096]datagram // as many as the kernel keeps, and in the same places
 	streams  streams
 	places   map[trace.Netns]cachedPlace
 	// An exchange is in one of these: without an end, with a response, given up.
@@ -116,6 +119,9 @@ func (t *DNSTable) Done() []*trace.Exchange {
 	return done
 }
 
+// HasNews reports whether Done or Cases have something to tell.
+func (t *DNSTable) HasNews() bool { return len(t.done) > 0 || len(t.cases) > 0 }
+
 // exchange is a query that is followed.
 type exchange struct {
 	trace.Exchange
@@ -128,11 +134,15 @@ type exchange struct {
 	skb        uint64      // of the packet seen last, its time and direction
 	skbAt      time.Time
 	skbReply   bool
+	sent       [2]uint64 // keys of the query's and the response's latest datagrams
+	coming     []byte    // the response that was seen last, on its way
 	asked      time.Time // last
 	superseded bool      // its client has asked again
-	stray      bool      // a response came from elsewhere
-	ended      bool      // it was handed out
-	twin       *exchange // while this one is followed
+
+	comingLength uint32
+	stray        bool      // a response came from elsewhere
+	ended        bool      // it was handed out
+	twin         *exchange // while this one is followed
 	// Made in the same namespace, of the same question: before this one, and after it.
 	older, newer *exchange
 	served       bool      // its client got the answer from another query
@@ -140,6 +150,10 @@ type exchange struct {
 	claimed      bool      // a trouble of whoever made its maker ask is told instead
 	upstream     *exchange // that failed, and was made for this one
 	previous     *exchange // that this one asks again
+
+	// Room for what most have, in the same piece of memory.
+	sightings [4]trace.Sighting
+	tuples    [2]trace.Tuple
 
 	queue      *queue
 	after, ago *exchange // neighbours in the queue
@@ -172,6 +186,8 @@ func (t *DNSTable) Add(ev *trace.Event) {
 		t.addDrop(ev)
 	case ev.Hook == trace.HookRetransmit:
 		t.addRetransmit(ev)
+	case ev.PayloadLength == 0 && ev.Datagram != 0:
+		t.addHop(ev)
 	case ev.PayloadLength == 0 || ev.Inner || ev.Fragment:
 	case ev.Tuple.Protocol == trace.TCP:
 		t.streams.add(ev, t.addMessage, &t.stats)
@@ -186,6 +202,9 @@ func (t *DNSTable) addMessage(ev *trace.Event, message []byte, length uint32) {
 	if err != nil {
 		t.stats.Malformed++
 		return
+	}
+	if ev.Datagram != 0 {
+		*t.datagram(ev.Datagram) = datagram{}
 	}
 	key, name := h.Keys()
 	if h.Response && !h.HasQuestion() {
@@ -203,8 +222,15 @@ func (t *DNSTable) addMessage(ev *trace.Event, message []byte, length uint32) {
 	x.skb, x.skbAt, x.skbReply = ev.SKB, ev.Time, h.Response
 	*t.slot(ev.SKB) = skbExchange{ev.SKB, x, h.Response}
 	t.sight(x, ev, h.Response)
-	if h.Response && x.isHome(ev) {
-		t.answer(x, &h, ev, message, length)
+	home := h.Response && x.isHome(ev)
+	if ev.Datagram != 0 {
+		t.remember(x, ev, h.Response)
+		if h.Response && !home { // what it says is not told again where it comes home
+			x.coming, x.comingLength = append([]byte(nil), message...), length
+		}
+	}
+	if home {
+		t.answer(x, &h, ev, append([]byte(nil), message...), length)
 	}
 }
 
@@ -247,6 +273,9 @@ func (x *exchange) tuple(t trace.Tuple) (uint8, bool) {
 func (x *exchange) isAskedAnew(ev *trace.Event, reply bool) bool {
 	if reply || x.queue != nil && x.Outcome == trace.Pending {
 		return false
+	}
+	if x.Outcome == trace.Unanswered && ev.Time.Sub(x.asked) < dnsPatience {
+		return false // a library that has waited its five seconds sends the same once more
 	}
 	return x.sighted(ev, reply) != nil && !(x.skb == ev.SKB && ev.Time.Sub(x.skbAt) < packetAge)
 }
@@ -297,11 +326,11 @@ func (t *DNSTable) create(key, name dns.Key, h *dns.Header, ev *trace.Event) *ex
 		Exchange: trace.Exchange{
 			Number: t.number, Protocol: ev.Tuple.Protocol, Client: ev.Tuple.Src, Server: ev.Tuple.Dst, Process: ev.Process,
 			ID: h.ID, Type: h.Type, Class: h.Class, RD: h.RD, Name: h.Name(), First: ev.Time, Last: ev.Time,
-			Sightings: make([]trace.Sighting, 0, 4), Tuples: make([]trace.Tuple, 0, 2),
 		},
 		key: key, made: isMade(ev) || ev.Hook == trace.HookDrop && ev.InIndex == 0, home: ev.Netns, asked: ev.Time,
 		unfollowed: t.stats.Unfollowed,
 	}
+	x.Sightings, x.Tuples = x.sightings[:0], x.tuples[:0]
 	if c := ev.Conntrack; c.Known() && (c.Reply.Reverse() == ev.Tuple || c.Original == ev.Tuple) {
 		x.Client, x.Server = c.Original.Src, c.Original.Dst
 		x.Tuples = append(x.Tuples, c.Original)
@@ -417,7 +446,7 @@ func (x *exchange) isHome(ev *trace.Event) bool {
 	return ev.Netns == x.home && (ev.Hook == trace.HookReceive) == x.made && !(ev.OtherHost && x.made)
 }
 
-// answer notes that the response has come.
+// answer notes that the response has come. It keeps the message.
 func (t *DNSTable) answer(x *exchange, h *dns.Header, ev *trace.Event, message []byte, length uint32) {
 	if x.Outcome != trace.Pending && x.Outcome != trace.Unanswered && x.Outcome != trace.Cancelled && x.Outcome != trace.WrongSource {
 		return
@@ -428,7 +457,7 @@ func (t *DNSTable) answer(x *exchange, h *dns.Header, ev *trace.Event, message [
 		s := &x.Sightings[i]
 		expected = expected || !s.Reply && s.Place.Netns == x.home && x.Tuples[s.Tuple].Dst == source
 	}
-	x.Rcode, x.ResponseLength, x.Response = uint16(h.Rcode), length, append([]byte(nil), message...)
+	x.Rcode, x.ResponseLength, x.Response = uint16(h.Rcode), length, message
 	x.Latency = ev.Time.Sub(x.First)
 	if !expected {
 		x.stray, x.Responder = true, source
@@ -439,7 +468,10 @@ func (t *DNSTable) answer(x *exchange, h *dns.Header, ev *trace.Event, message [
 		t.handOut(x, ev.Time)
 		return
 	}
-	late := x.ended || x.superseded
+	// A library that sends its query again takes the answer to the first one, too. One that
+	// comes at once is to the second one: the first one was lost.
+	again, soon := x.Attempts > 1 && x.asked.Sub(x.First) >= dnsRetry, ev.Time.Sub(x.asked) < dnsRetry
+	late := x.superseded || again && !soon || x.ended && !(again && soon)
 	switch {
 	case x.Outcome == trace.Cancelled: // nobody waited for it any more
 	case late:

@@ -61,6 +61,11 @@ func (t *DNSTable) remove(x *exchange) {
 	if s := t.slot(x.skb); s.x == x {
 		*s = skbExchange{}
 	}
+	for _, key := range x.sent {
+		if d := t.datagram(key); d.x == x {
+			*d = datagram{}
+		}
+	}
 	// What is handed out keeps x alive: that must not keep others.
 	defer func() { x.next = nil }()
 	head := t.messages[x.key]

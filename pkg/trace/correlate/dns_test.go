@@ -1,6 +1,7 @@
 package correlate
 
 import (
+	"hash/maphash"
 	"net/netip"
 	"testing"
 	"time"
@@ -23,10 +24,13 @@ type dnsRun struct {
 	table *DNSTable
 	skb   uint64
 	gone  map[uint32]bool
+	// short: what comes further is told without its payload.
+	short bool
+	seed  maphash.Seed
 }
 
 func newDNSRun(t *testing.T) *dnsRun {
-	r := &dnsRun{t: t, gone: make(map[uint32]bool)}
+	r := &dnsRun{t: t, gone: make(map[uint32]bool), seed: maphash.MakeSeed()}
 	place := func(ns trace.Netns, _ time.Time) trace.Place { return trace.Place{Netns: ns, Host: ns == nodeNS} }
 	r.table = NewDNS(DNSConfig{Place: place, Exited: func(pid uint32) bool { return r.gone[pid] }})
 	return r
@@ -79,10 +83,17 @@ func (r *dnsRun) see(packets ...dnsPacket) {
 			r.skb += 0x1040
 		}
 		b := dnsMessage(r.t, p)
-		r.table.Add(&trace.Event{
+		ev := &trace.Event{
 			Time: ms(p.at), Hook: p.hook, Netns: p.ns, Device: trace.Device{Index: p.device, Name: "eth0"}, Tuple: udpTuple(p.src, p.dst),
 			SKB: r.skb, InIndex: p.in, Conntrack: p.ct, Payload: b, PayloadLength: uint32(len(b)), Process: trace.Process{PID: p.pid},
-		})
+		}
+		if r.short {
+			ev.Datagram = maphash.Bytes(r.seed, b) | 1
+			if p.again {
+				ev.Payload, ev.PayloadLength, ev.Conntrack, ev.Process = nil, 0, trace.Conntrack{}, trace.Process{}
+			}
+		}
+		r.table.Add(ev)
 	}
 }
 

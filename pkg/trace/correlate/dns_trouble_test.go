@@ -48,6 +48,22 @@ func TestTroubles(t *testing.T) {
 			r.drop(5500)
 		}, []trace.Symptom{trace.SymptomLate}, false},
 		"answered after the deadline to a client that waits": {func(r *dnsRun) { q, a := asks(0, 1, "10.0.0.7:1000", one, "www.test. 4", 0); r.see(q, later(a, 5500)) }, nil, false},
+		"slow, and sent again as it is": {func(r *dnsRun) {
+			q, a := asks(0, 1, "10.0.0.7:1000", one, "www.test. 4", 0)
+			r.see(q, later(q, 5003), later(a, 5500))
+		}, []trace.Symptom{trace.SymptomLate}, false},
+		"slow, and sent again sooner": {func(r *dnsRun) {
+			q, a := asks(0, 1, "10.0.0.7:1000", one, "www.test. 4", 0)
+			r.see(q, later(q, 2500), later(a, 3000))
+		}, []trace.Symptom{trace.SymptomLate}, false},
+		"lost, and sent again as it is": {func(r *dnsRun) {
+			q, a := asks(0, 1, "10.0.0.7:1000", one, "www.test. 4", 0)
+			r.see(q, later(q, 5003), later(a, 5020))
+		}, nil, false},
+		"lost, and sent again as it is, in vain": {func(r *dnsRun) {
+			q, _ := asks(0, 1, "10.0.0.7:1000", one, "www.test. 4", 0)
+			r.see(q, later(q, 5003))
+		}, []trace.Symptom{trace.SymptomUnanswered}, true},
 		"lost, and asked again": {func(r *dnsRun) {
 			q, _ := asks(0, 1, "10.0.0.7:1000", one, "www.test. 4", 0)
 			again, a := asks(1000, 2, "10.0.0.7:1001", one, "www.test. 4", 0)
