@@ -68,7 +68,7 @@ func (r *record) merge(f *trace.Finding) {
 		kept.LastSeen = f.LastSeen
 	}
 	kept.Severity = max(kept.Severity, f.Severity)
-	if f.Confidence > kept.Confidence {
+	if f.Confidence > kept.Confidence || f.Confidence == kept.Confidence && isNamed(f) && !isNamed(kept) {
 		kept.Confidence = f.Confidence
 		kept.Summary, kept.Cause, kept.Where = f.Summary, f.Cause, f.Where
 		kept.Fix, kept.Verify = slices.Clone(f.Fix), slices.Clone(f.Verify)
@@ -78,6 +78,12 @@ func (r *record) merge(f *trace.Finding) {
 	}
 	r.addEvidence(f.Evidence)
 	r.bytes += recordBytes(r)
+}
+
+// isNamed reports whether the place where the fault is mended can be called by name, and so entered.
+func isNamed(f *trace.Finding) bool {
+	p := &f.Where.Place
+	return p.Host || p.Name != "" || p.Workload != ""
 }
 
 // replaceLatest puts evidence in the place of the latest of its series, unless that is the first.
@@ -271,14 +277,18 @@ func (r *Record) Restrict(since time.Time, match func(tuples []trace.Tuple, clie
 	return f, true
 }
 
-// show gives the finding the path and texts of the first connection that still has them.
+// show gives the finding the path and texts of the first connection that still has them, and that knows its place's name.
 func show(f *trace.Finding, matched []member) {
+	var report *trace.Finding
 	for _, m := range matched {
-		if report := m.report; report != nil {
-			f.Path, f.Evidence, f.Where = report.Path, report.Evidence, report.Where
-			f.Summary, f.Cause, f.Fix, f.Verify = report.Summary, report.Cause, report.Fix, report.Verify
-			return
+		if m.report != nil && (report == nil || isNamed(m.report) && !isNamed(report)) {
+			report = m.report
 		}
+	}
+	if report != nil {
+		f.Path, f.Evidence, f.Where = report.Path, report.Evidence, report.Where
+		f.Summary, f.Cause, f.Fix, f.Verify = report.Summary, report.Cause, report.Fix, report.Verify
+		return
 	}
 	m := matched[0]
 	if f.Path.Connection == m.Tuple {

@@ -308,6 +308,30 @@ func TestRestrictOmittedByReporter(t *testing.T) {
 	}
 }
 
+// TestPlaceGetsItsName: a report from before a namespace had its name does not keep those from telling it that know it.
+func TestPlaceGetsItsName(t *testing.T) {
+	r, _ := newRecorder(Config{})
+	report := func(n int, name string) trace.Finding {
+		f := finding(n, at(float64(n)))
+		f.Where.Place.Name, f.Summary = name, "a fault in "+name
+		return f
+	}
+	r.AddFinding(report(1, ""))
+	r.AddFinding(report(2, "node-1"))
+	r.AddFinding(report(3, ""))
+	records := r.Records(time.Time{})
+	if len(records) != 1 {
+		t.Fatalf("%d findings, want 1", len(records))
+	}
+	first2 := func(tuples []trace.Tuple, _ trace.Process) bool { return tuples[0] == connection(1) || tuples[0] == connection(2) }
+	for name, match := range map[string]func([]trace.Tuple, trace.Process) bool{"all": nil, "some": first2} {
+		f, ok := records[0].Restrict(time.Time{}, match)
+		if !ok || f.Where.Place.Name != "node-1" || f.Summary != "a fault in node-1" {
+			t.Errorf("%s: in %q, %q", name, f.Where.Place.Name, f.Summary)
+		}
+	}
+}
+
 // TestFault: one rule that many ports meet is one finding, though each fix names its port.
 func TestFault(t *testing.T) {
 	r, _ := newRecorder(Config{})
