@@ -132,36 +132,40 @@ struct {
 	__type(value, struct tunnel);
 } carried_packets SEC(".maps");
 
-/* keep_carried puts what a packet carries into the map; false when it carries none.
- * It is a function of its own, with plain numbers for arguments, so that the
- * verifier looks at it once and not for each way that leads here. */
-__noinline int keep_carried(__u64 transport, __u32 left, __u32 protocol)
+/* keep_carried puts what a packet carries into the map; false when it carries none. It must not be a
+ * function of its own: before Linux 6.5 (0108a4e9f358), and in many a kernel of a distribution, a program
+ * that has any may panic when it reads from a NULL pointer, as its table of such reads is not found. */
+static __always_inline bool keep_carried(const struct headers *outer)
 {
-	struct headers outer = { .transport = (const unsigned char *)transport, .left = left, .protocol = protocol };
-	struct headers h = {};
-	struct carried c = {};
+	struct {
+		struct headers h;
+		struct carried c;
+		__u32 found;
+	} in = {};
 	__u32 zero = 0;
 	struct tunnel *t;
 
-	if (!find_carried(&h, &c, &outer))
-		return 0;
+	in.found = find_carried(&in.h, &in.c, outer);
+	forget(&in, sizeof(in));
+	if (!in.found)
+		return false;
 	t = bpf_map_lookup_elem(&carried_packets, &zero);
 	if (!t)
-		return 0;
+		return false;
 	__builtin_memset(t, 0, sizeof(*t));
-	t->kind = c.kind;
-	t->id = c.id;
-	if (!is_followed(&h))
-		return 1;
-	fill_addresses(&t->packet, &h);
-	t->packet.sport = load16(h.transport);
-	t->packet.dport = load16(h.transport + 2);
-	if (h.protocol == IPPROTO_TCP) {
-		t->seq = load32(h.transport + 4);
-		t->ack = load32(h.transport + 8);
-		t->tcp_flags = load8(h.transport + 13);
+	t->kind = in.c.kind;
+	t->id = in.c.id;
+	if (!is_followed(&in.h))
+		return true;
+	fill_addresses(&t->packet, &in.h);
+	t->packet.sport = load16(in.h.transport);
+	t->packet.dport = load16(in.h.transport + 2);
+	if (in.h.protocol == IPPROTO_TCP) {
+		t->seq = load32(in.h.transport + 4);
+		t->ack = load32(in.h.transport + 8);
+		t->tcp_flags = load8(in.h.transport + 13);
 	}
-	return 1;
+	return true;
 }
 
 /* emit_tunnel tells of a dropped packet and of the one that it carried; false when it carried none. */
@@ -173,13 +177,10 @@ static __always_inline bool emit_tunnel(const struct observation *seen, const st
 	struct tunnel *t;
 	struct event *e;
 	__u32 zero = 0;
-	__u64 transport = 0;
 
 	if (outer->fragment)
 		return false;
-	/* The verifier takes an address for a number only when it was read as one. */
-	bpf_probe_read_kernel(&transport, sizeof(transport), &outer->transport);
-	if (!keep_carried(transport, outer->left, outer->protocol))
+	if (!keep_carried(outer))
 		return false;
 	t = bpf_map_lookup_elem(&carried_packets, &zero);
 	if (!t)
