@@ -323,7 +323,9 @@ func TestPlaceGetsItsName(t *testing.T) {
 	if len(records) != 1 {
 		t.Fatalf("%d findings, want 1", len(records))
 	}
-	first2 := func(tuples []trace.Tuple, _ trace.Process) bool { return tuples[0] == connection(1) || tuples[0] == connection(2) }
+	first2 := func(tuples []trace.Tuple, _ trace.Process) bool {
+		return tuples[0] == connection(1) || tuples[0] == connection(2)
+	}
 	for name, match := range map[string]func([]trace.Tuple, trace.Process) bool{"all": nil, "some": first2} {
 		f, ok := records[0].Restrict(time.Time{}, match)
 		if !ok || f.Where.Place.Name != "node-1" || f.Summary != "a fault in node-1" {
