@@ -56,7 +56,7 @@ func healthyMeshes(f Family) []Lab {
 	return append(labs, Lab{Name: "healthy-tproxy", Topology: meshIn(f), Title: "a call into a mesh by TPROXY",
 		Doc: "Istio's rules of table mangle hand it to the proxy, which calls the application as the client; no address is changed.", Setting: append(sound(f, istioTProxy), byMark(f, 1337)...)},
 		Lab{Name: "healthy-tproxy", Topology: meshOut(f), Title: "a call out of a mesh by TPROXY", Doc: "It is marked, routed to lo by that, and handed over there; no address is changed.",
-			Setting: append(sound(f, byMarks), byMark(f, 42)...)})
+			Unforeseen: "the mark that rules will give the request is not known", Setting: append(sound(f, byMarks), byMark(f, 42)...)})
 }
 
 // byMark routes to lo what is marked for TPROXY.

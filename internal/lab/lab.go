@@ -39,7 +39,7 @@ type Lab struct {
 	Faults    []Change // what is wrong
 	Midway    []Change // what happens while the client's connections live
 
-	// Unforeseen says why `replypath check reply` cannot know the fault before
+	// Unforeseen says why `replypath check reply` cannot know what there is before
 	// there is traffic; "" where it must.
 	Unforeseen string
 }
