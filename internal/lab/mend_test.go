@@ -96,7 +96,7 @@ func suffer(ctx context.Context, n *lab.Network, cli, server string) (finding, e
 		for range 8 {
 			all = ask(ctx, cli, "explain", "-o", "json", "--server", server, "--since", "60s").findings
 			for _, f := range all {
-				if f.ID == n.Lab().Finding && isOf(n, f.Where.Netns) {
+				if f.ID == n.Lab().Finding && f.Where.Netns == n.Namespaces()[n.Lab().Where] {
 					return f, nil
 				}
 			}
@@ -104,16 +104,6 @@ func suffer(ctx context.Context, n *lab.Network, cli, server string) (finding, e
 		}
 	}
 	return finding{}, fmt.Errorf("no %s in %s", n.Lab().Finding, list(all))
-}
-
-// isOf reports whether a namespace is one of a lab's.
-func isOf(n *lab.Network, netns string) bool {
-	for _, has := range n.Namespaces() {
-		if has == netns {
-			return true
-		}
-	}
-	return false
 }
 
 // commandsOf are the lines that a shell would not take for comments.
