@@ -20,7 +20,7 @@ var mended = []string{
 	"routed-request-no-route", "routed6-request-no-route", "nat-tunnel-request-no-route", "dsr-udp-request-no-route", "routed-request-blackhole",
 	"dsr-tunnel-rp-filter-backend", "routed-forwarding", "dsr-vip-missing", "multihomed-policy-dropped", "antrea-wrong-default",
 	"dsr-own-source", "nat-notrack", "nat6-udp-notrack", "asym-masquerade", "dsr6-untracked-snat", "dsr-no-snat",
-	"routed-loop", "twins-conflict", "local-stale-neighbor", "nat-forward-drop", "local6-input-policy", "routed-xdp",
+	"routed-loop", "local-stale-neighbor", "nat-forward-drop", "local6-input-policy", "routed-xdp",
 }
 
 // TestFixMends runs the commands that a finding gives, as an operator who copies
