@@ -79,6 +79,7 @@ func explainConflict(c *trace.Case, s *trace.HostState) *explanation {
 		e.fix = append(e.fix, at(sender, "ip neigh flush to %s", vip.Addr())+"   # so that it asks again")
 		e.verify = []string{at(sender, "ip neigh show %s", vip.Addr()) + fmt.Sprintf("   # must show %s, the MAC of %s", other.MAC, there)}
 	} else {
+		e.fix = append(e.fix, fmt.Sprintf("# then, where the request comes from: ip neigh flush to %s   # or wait a minute, until its old MAC is forgotten", vip.Addr()))
 		e.verify = []string{at(c.Place, "ip addr show to %s", vip.Addr()) + "   # must be empty on one of the two"}
 	}
 	e.evidence = append(e.evidence,

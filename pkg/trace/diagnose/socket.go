@@ -11,7 +11,8 @@ var portNotListening = Rule{
 	Title:    "nobody listens on the port",
 	Severity: trace.Error,
 	Doc: "The request was delivered to the host that owns its destination, and no socket took it, so the host answered with a reset, or with an ICMP error for UDP (reason NO_SOCKET). " +
-		"Where a socket listens on the port, but on another address, that is said.",
+		"Where a socket listens on the port, but on another address, that is said. A program that is refused over one IP version and served by the same host over the other within half a second " +
+		"misses nothing, and a client that is refused on 16 ports of a host within two seconds is taken for a port scan: neither is told, though `explain --all` shows the refusals.",
 	explain: explainPortNotListening,
 }
 
